@@ -1,0 +1,5 @@
+"""`python -m transferctl`."""
+
+from transferctl.cli import main
+
+main()

@@ -1,0 +1,169 @@
+"""The seams: what a backbone, a task, a data set and a penalty must offer. Plain types, no behaviour.
+
+Shapes: N samples, D feature dimensions, C classes, H x W pixels or positions.
+
+How other domains fit (so that these contracts need no change of form when they come):
+
+* *Faster R-CNN* computes its losses inside `forward`, from targets of varying size. A `Task` therefore
+  gets the head, the features and the targets together (`Task.loss(head, features, labels)`) and may call
+  the head as it needs to; the proposals and box head are the "head", `Features.maps` its input, `labels`
+  a list of per-image boxes, and `collate` keeps that list ragged.
+* *A BERT token classifier* takes ids and a mask and gives one label a token. `Batch.inputs` is whatever
+  `collate` makes (there: a mapping of ids and mask), a backbone reads it, and `Features` gains a third
+  optional field, `tokens: [N, L, D]`; `Task.loss` ignores the padded labels and stays a mean per sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from transferctl.model import TransferModel
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a backbone computes. pooled: [N, D], one vector a sample; maps: [N, D', H, W] before pooling."""
+
+    pooled: Tensor
+    maps: Tensor | None = None
+
+    def __getitem__(self, rows: slice) -> Features:
+        return Features(self.pooled[rows], None if self.maps is None else self.maps[rows])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's samples of both domains; the first `n_source` rows are source, the rest target.
+
+    inputs: uint8 [N, 3, H, W] (images, not yet normalised) or float [N, D] (features computed before).
+    labels: int64 [N], each a position in its own domain's class map.
+    """
+
+    inputs: Any
+    labels: Tensor
+    n_source: int = 0
+
+    @property
+    def source(self) -> slice:
+        return slice(0, self.n_source)
+
+    @property
+    def target(self) -> slice:
+        return slice(self.n_source, len(self.labels))
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What a penalty may look at: the model as it is in this step and what it computed."""
+
+    model: TransferModel
+    features: Features
+    batch: Batch
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a backbone, in the order in which the input passes through.
+
+    `parameters` are name prefixes in the network; `forward` takes the stage before's output.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    forward: Callable[[Tensor], Tensor]
+
+    def owns(self, parameter: str) -> bool:
+        return any(parameter == prefix or parameter.startswith(f"{prefix}.") for prefix in self.parameters)
+
+
+class Backbone(Protocol):
+    """A feature extractor, an nn.Module. Its parameters are named as its library names them.
+
+    `stages()` are composable, input to output, and together own every parameter, so that a prefix can be
+    frozen, run once and its output cached. `feature_dim` is D of `Features.pooled`.
+    """
+
+    name: str
+    feature_dim: int
+
+    def stages(self) -> Sequence[Stage]: ...
+    def fingerprint(self) -> str:
+        """SHA-256 over the architecture's name and every weight: the identity of what it computes."""
+        ...
+
+    def forward(self, images: Tensor) -> Features:
+        """images: float [N, 3, H, W], normalised."""
+        ...
+
+
+class Dataset(Protocol):
+    """Labelled samples. Listing is cheap; `read` decodes one.
+
+    `class_names` are the names that occur here, sorted; `labels` ([N] int32) are positions in them and
+    mean nothing outside this object: data.py maps them through the one class map, by name.
+    `notes` say what was ignored or looks odd, for the plan and the log.
+    """
+
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+    notes: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+    def name(self, index: int) -> str:
+        """What people call this sample: its path, as a rule."""
+        ...
+
+    def read(self, index: int) -> Any:
+        """The decoded sample (an RGB PIL image). Raises BadSample."""
+        ...
+
+    def content_hash(self, index: int) -> str:
+        """SHA-256 of the stored bytes (or pixels): equal for identical samples. Raises BadSample."""
+        ...
+
+
+class Meter(Protocol):
+    """A running score kept as sums and counts: exact under any batching, mergeable across processes."""
+
+    def update(self, logits: Tensor, labels: Tensor) -> None: ...
+    def merge(self, other: Any) -> None: ...
+    def compute(self) -> dict[str, Any]: ...
+
+
+class Task(Protocol):
+    """What is predicted, how it is scored."""
+
+    def head(
+        self, feature_dim: int, outputs: int, *, hidden: Sequence[int] = (), dropout: float = 0.0
+    ) -> nn.Module:
+        """A new head: Features -> logits [N, outputs]."""
+        ...
+
+    def collate(self, samples: Sequence[Any], labels: Sequence[int], n_source: int) -> Batch: ...
+
+    def loss(self, head: nn.Module, features: Features, labels: Tensor) -> Tensor:
+        """Mean loss over the given samples, a scalar in fp32."""
+        ...
+
+    def meter(self, class_names: Sequence[str]) -> Meter: ...
+
+
+class Penalty(Protocol):
+    """A term added to the objective; its value does not depend on the batch size."""
+
+    weight: float
+
+    def __call__(self, context: StepContext) -> Tensor: ...
+
+
+class BadSample(Exception):
+    """One sample that cannot be read. The message says why; the loader knows which."""
+
+
+Batches = Iterator[Batch]

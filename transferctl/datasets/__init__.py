@@ -1,0 +1,1 @@
+"""Kinds of labelled data: one file a kind."""

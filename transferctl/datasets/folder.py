@@ -1,0 +1,138 @@
+"""A folder of images: each folder in it is a class, its images lie in it at any depth."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from transferctl.errors import DataError
+from transferctl.images import EXTENSIONS, ImageFiles, first_frame_notes, printable, shown
+from transferctl.settings import DataSettings, InputPath, Text
+
+
+class Settings(DataSettings):
+    dataset: Literal["folder"] = Field("folder", description="A folder with one folder of images a class.")
+    path: InputPath = Field(description="The folder.")
+    exclude: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
+        (), description="Files to leave out: patterns on the name or the path inside the folder."
+    )
+
+
+@dataclass
+class _Found:
+    """What a scan saw besides images."""
+
+    hidden: int = 0
+    excluded: list[str] = field(default_factory=list)
+    strays: list[str] = field(default_factory=list)
+    undecodable: list[str] = field(default_factory=list)
+
+
+def load(settings: Settings, role: str, seed: int) -> ImageFiles:
+    """List the folder. Raises DataError where it is no folder of class folders, or cannot be listed."""
+    root, found = settings.path, _Found()
+    class_folders = _class_folders(root, found)
+    paths: list[str] = []
+    labels: list[int] = []
+    empty: list[str] = []
+    for label, name in enumerate(class_folders):
+        images = list(_images(os.path.join(root, name), root, settings.exclude, found, ()))
+        paths += images
+        labels += [label] * len(images)
+        if not images:
+            empty.append(name)
+    _refuse_undecodable(root, [*found.undecodable, *(name for name in class_folders if not name.isprintable())])
+    if not paths:
+        raise DataError(f"{root}: holds no images ({', '.join(sorted(EXTENSIONS))}) in its class folders")
+    if empty and role == "train":
+        raise DataError(f"{root}: no images in the class folders {shown(empty)}; fill them or remove them")
+    notes = [*_notes(found), *([f"empty class folders: {shown(empty)}"] if empty else []), *first_frame_notes(paths)]
+    return ImageFiles(paths, labels, class_folders, notes)
+
+
+def _class_folders(root: Path, found: _Found) -> list[str]:
+    if not root.exists():
+        raise DataError(f"{root}: no such folder; paths are relative to the spec's folder, then the working folder")
+    if not root.is_dir():
+        raise DataError(f"{root}: is a file, not a folder of class folders; a manifest's name must end in .csv")
+    names = []
+    for entry in _entries(str(root)):
+        if entry.name.startswith("."):
+            found.hidden += 1
+        elif entry.is_dir():
+            names.append(entry.name)
+        else:
+            found.strays.append(entry.path)
+    if not names:
+        raise DataError(f"{root}: has no class folders; put the images of each class into a folder of its own")
+    if {"train"} <= set(names) <= {"train", "val", "valid", "validation", "test"}:
+        raise DataError(f"{root}: holds splits, not classes; name {root}/train and its siblings in the spec")
+    return names
+
+
+def _images(
+    folder: str, root: Path, exclude: tuple[str, ...], found: _Found, parents: tuple[tuple[int, int], ...]
+) -> Iterator[str]:
+    """Image paths below a class folder, in name order. Links are followed; a link to a parent is an error."""
+    status = os.stat(folder)
+    identity = (status.st_dev, status.st_ino)
+    if identity in parents:
+        raise DataError(f"{printable(folder)}: a link that leads back to a folder around it; remove it")
+    for entry in _entries(folder):
+        inside = os.path.relpath(entry.path, root)
+        if entry.name.startswith("."):
+            found.hidden += 1
+        elif any(fnmatch(entry.name, pattern) or fnmatch(inside, pattern) for pattern in exclude):
+            found.excluded.append(entry.path)
+        elif entry.is_dir():
+            yield from _images(entry.path, root, exclude, found, (*parents, identity))
+        elif not _is_image_name(entry.name) or not (entry.is_file() or entry.is_symlink()):
+            found.strays.append(entry.path)
+        elif not _is_text(entry.name):
+            found.undecodable.append(entry.path)
+        else:
+            yield entry.path
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        fix = "give this user permission to list it" if isinstance(error, PermissionError) else "mend or remove it"
+        raise DataError(f"{printable(folder)}: cannot be listed: {error.strerror}; {fix}") from None
+
+
+def _is_image_name(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _refuse_undecodable(root: Path, names: list[str]) -> None:
+    """predictions.csv and manifests are UTF-8: such a file could not be named in them."""
+    if names:
+        raise DataError(
+            f"{root}: {len(names)} names are not printable UTF-8: {shown(names)}; rename them, or exclude them"
+        )
+
+
+def _notes(found: _Found) -> Iterator[str]:
+    if found.hidden:
+        yield f"{found.hidden} hidden files or folders ignored"
+    if found.excluded:
+        yield f"{len(found.excluded)} files left out by `exclude`: {shown(found.excluded)}"
+    if found.strays:
+        yield f"{len(found.strays)} files are no images by their names and are not used: {shown(found.strays)}"

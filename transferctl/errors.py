@@ -1,0 +1,109 @@
+"""What can go wrong, for people: one exception family, one exit code each.
+
+Anything that is not a `TransferctlError` is a bug of ours and exits 1.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import ClassVar
+
+
+class ExitCode(IntEnum):
+    """The process's exit status; scripts rely on these numbers, so they never change meaning."""
+
+    OK = 0
+    BUG = 1
+    SPEC = 2
+    DATA = 3
+    CHECKPOINT = 4
+    RESOURCES = 5
+    DIVERGED = 6
+    LOCKED = 7
+    GATE_MISSED = 8
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class TransferctlError(Exception):
+    """Something a person can mend. The message names the path, the cause and the fix."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.BUG
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault in a spec. `key` is dotted (`head.size`); `where` is `file:line` or the flag, once known."""
+
+    key: str
+    message: str
+    where: str = ""
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.where, self.key, self.message) if part)
+
+
+class SpecError(TransferctlError):
+    """Usage or spec: every problem found, a line each."""
+
+    exit_code = ExitCode.SPEC
+
+    def __init__(self, problems: Iterable[Problem]):
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    @classmethod
+    def at(cls, key: str, message: str) -> SpecError:
+        return cls([Problem(key, message)])
+
+
+class DataError(TransferctlError):
+    """Labelled data that cannot be trained on or scored as asked."""
+
+    exit_code = ExitCode.DATA
+
+
+class CheckpointError(TransferctlError):
+    """Weights, a checkpoint or a run folder that cannot be used."""
+
+    exit_code = ExitCode.CHECKPOINT
+
+
+class ResourceError(TransferctlError):
+    """Memory, disk, permission or device: the machine cannot give what was asked."""
+
+    exit_code = ExitCode.RESOURCES
+
+
+class DivergedError(TransferctlError):
+    """A loss stopped being a finite number."""
+
+    exit_code = ExitCode.DIVERGED
+
+
+class GateMissed(TransferctlError):
+    """`eval --fail-if` found its condition true."""
+
+    exit_code = ExitCode.GATE_MISSED
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception, so that `with` blocks close what they opened."""
+
+
+def from_os_error(error: OSError, path: Path | str | None = None) -> ResourceError:
+    """The operating system's refusal to write, as an error with its fix."""
+    where = path or error.filename or "the run folder"
+    fixes = {
+        errno.ENOSPC: "free some space, or move the runs with --runs-dir",
+        errno.EDQUOT: "free some of your quota, or move the runs with --runs-dir",
+        errno.EACCES: "give this user permission, or choose another folder with --runs-dir",
+        errno.EPERM: "give this user permission, or choose another folder with --runs-dir",
+        errno.EROFS: "choose a writable folder with --runs-dir",
+    }
+    fix = fixes.get(error.errno or 0, "choose another folder with --runs-dir")
+    return ResourceError(f"{where}: cannot write: {error.strerror or error}; {fix}")

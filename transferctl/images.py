@@ -1,0 +1,121 @@
+"""From image files to upright 8-bit RGB, and the data set of image files that folder and manifest share.
+
+Accepted: JPEG, PNG, WebP, BMP, TIFF, GIF (first frame). Everything else about the pixels is settled here,
+once: EXIF orientation is applied, 16-bit greys are scaled to 8 bits, transparency is laid over white.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from transferctl.contracts import BadSample
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"))
+MAX_PIXELS = 178_956_970  # 512 MiB as RGB, PIL's own limit; larger is refused from the header
+
+
+def decode(data: bytes) -> Image.Image:
+    """Upright RGB image (first frame) from a file's bytes. Raises BadSample, whatever is wrong."""
+    if not data:
+        raise BadSample("is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PIL warns of what is checked below, and of odd EXIF
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise BadSample(f"is {width}×{height} pixels, more than the {MAX_PIXELS:,} that are read")
+            return _rgb(ImageOps.exif_transpose(image))
+    except BadSample:
+        raise
+    except Image.UnidentifiedImageError:
+        raise BadSample(f"is not a readable image ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError:
+        raise BadSample(f"has more than the {MAX_PIXELS:,} pixels that are read") from None
+    except Exception as error:  # decoders raise whatever they like on broken data: OSError, SyntaxError, …
+        raise BadSample(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _deep_grey(image).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _deep_grey(image: Image.Image) -> Image.Image:
+    """16-bit greys scaled by 255/65535, floats from 0–1. PIL's own convert() would clip them at 255."""
+    values = np.asarray(image, dtype=np.float64)
+    low, high = values.min(), values.max()
+    top = 1.0 if image.mode == "F" else 65535.0
+    if not (np.isfinite(values).all() and 0 <= low and high <= top):
+        raise BadSample(f"has grey values from {low:g} to {high:g}; 0 to {top:g} are expected of mode {image.mode}")
+    return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8), "L")
+
+
+def read_bytes(path: str) -> bytes:
+    """The file's content. Raises BadSample, also for what is no regular file (a FIFO would block)."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise BadSample("is not a regular file")
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        dangling = f"is a link to a missing file ({os.readlink(path)})" if os.path.islink(path) else "is missing"
+        raise BadSample(dangling) from None
+    except OSError as error:
+        raise BadSample(f"cannot be read: {error.strerror}") from None
+
+
+class ImageFiles:
+    """Labelled image files. Paths are packed into one bytes object, so a million cost what they measure."""
+
+    def __init__(
+        self, paths: Iterable[str], labels: Sequence[int], class_names: Sequence[str], notes: Sequence[str] = ()
+    ):
+        encoded = [os.fsencode(path) for path in paths]
+        self._offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        self._packed = b"".join(encoded)
+        self.labels = np.asarray(labels, dtype=np.int32)
+        self.class_names = tuple(class_names)
+        self.notes = tuple(notes)
+        assert len(self.labels) == len(encoded)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return os.fsdecode(self._packed[self._offsets[index] : self._offsets[index + 1]])
+
+    def read(self, index: int) -> Image.Image:
+        return decode(read_bytes(self.name(index)))
+
+    def content_hash(self, index: int) -> str:
+        return hashlib.sha256(read_bytes(self.name(index))).hexdigest()
+
+
+def first_frame_notes(paths: Iterable[str]) -> list[str]:
+    gifs = sum(path.lower().endswith(".gif") for path in paths)
+    return [f"{gifs} GIF{'s' if gifs > 1 else ''}: the first frame is used"] if gifs else []
+
+
+def shown(names: Sequence[str], most: int = 3) -> str:
+    """A few names for a message, with how many more there are; unprintable characters escaped."""
+    few = ", ".join(printable(name) for name in names[:most])
+    return few + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def printable(text: str) -> str:
+    """Text safe to show in a terminal: control characters and undecodable bytes as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

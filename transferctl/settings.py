@@ -1,0 +1,59 @@
+"""The base of every settings class, and the field types that a YAML file needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo
+
+
+class Settings(BaseModel):
+    """Frozen, strict, closed: an unknown key or a wrong type is an error, never a guess."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True
+    )
+
+
+def _as_written(value: Any) -> Any:
+    """The text of a plain YAML scalar, so that a class named 05 is not renamed 5."""
+    return getattr(value, "text", value)
+
+
+def _resolve(value: Any, info: ValidationInfo) -> Any:
+    """A relative path is looked for beside the YAML file first, then in the working folder."""
+    if not isinstance(value, str):
+        return value
+    path = Path(value).expanduser()
+    folders: tuple[Path, ...] = (info.context or {}).get("folders", (Path.cwd(),))
+    candidates = [folder / path for folder in folders]
+    found = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
+    return Path(found).absolute()
+
+
+Text = Annotated[str, BeforeValidator(_as_written)]
+InputPath = Annotated[
+    Path,
+    Field(strict=False, json_schema_extra={"format": "path"}),
+    BeforeValidator(_resolve, json_schema_input_type=str),
+    PlainSerializer(str, return_type=str),
+]
+
+
+class DataSettings(Settings):
+    """What every kind of labelled data accepts; `transferctl/datasets/*.py` add their own keys."""
+
+    dataset: str = Field(description="Kind of data: the name of a file in transferctl/datasets.")
+    classes: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] | None = Field(
+        None, description="Keep only these classes, by name."
+    )
+    per_class: int | None = Field(
+        None, gt=0, description="Keep at most this many samples of each class, drawn by the seed."
+    )
+
+
+class PenaltySettings(Settings):
+    """What every penalty accepts; `transferctl/penalties/*.py` add their own keys."""
+
+    weight: float = Field(ge=0, description="Factor on the penalty in the objective.")

@@ -1,0 +1,340 @@
+"""The spec: every setting, its type, its default and what it means.
+
+`transferctl schema` prints this as JSON Schema. Nothing here imports torch, so a mistake is told in
+a fraction of a second. Which kinds of data and which penalties exist is read from their folders.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    create_model,
+    field_validator,
+    model_validator,
+)
+
+from transferctl import plugins
+from transferctl.settings import DataSettings, InputPath, PenaltySettings, Settings, Text
+
+PUBLISHED_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
+
+
+# -- backbone and head --------------------------------------------------------------------------------
+
+
+class WeightsFile(Settings):
+    """Weights from this machine: a state dict, or a run folder of ours."""
+
+    path: InputPath = Field(description="A .safetensors, .pth or .pt state dict, or a run folder.")
+    classes: InputPath | None = Field(
+        None,
+        description="The classes of the file's head, in output order: JSON (names, or objects with id and "
+        "name) or a text file with one name a line.",
+    )
+
+
+def _weights_shorthand(value: Any) -> Any:
+    """`source`, `none` and published names (upper case) stay; any other text is a path."""
+    if isinstance(value, str) and value not in ("source", "none") and not PUBLISHED_NAME.fullmatch(value):
+        return {"path": value}
+    return value
+
+
+class BackboneSettings(Settings):
+    library: Literal[tuple(plugins.names("backbones"))] = Field(  # type: ignore[valid-type]
+        "torchvision", description="Where the architecture comes from."
+    )
+    name: Text = Field(description="Architecture, by the library's name: resnet18, vgg16_bn, vit_b_16 …")
+    weights: Annotated[
+        str | WeightsFile,
+        BeforeValidator(_weights_shorthand, json_schema_input_type=str | WeightsFile),
+    ] = Field(
+        "DEFAULT",
+        description="Where it starts: a published name (DEFAULT, IMAGENET1K_V2), a file, {path, classes}, "
+        "a run folder, source (train it on `source` first) or none (random).",
+    )
+
+
+def _backbone_shorthand(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class HeadSettings(Settings):
+    """The target head: hidden layers (Linear, ReLU), then Linear(…, size)."""
+
+    size: int | Literal["auto"] = Field("auto", description="Outputs; auto = the classes found.")
+    hidden: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(strict=False)] = Field(
+        (), description="Widths of hidden layers before the last one; none makes a linear head."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before each linear layer of the head.")
+
+
+# -- images -------------------------------------------------------------------------------------------
+
+Triple = Annotated[tuple[float, float, float], Field(strict=False)]
+
+
+class PreprocessSettings(Settings):
+    """What is left out comes from the weights."""
+
+    resize: int | None = Field(None, gt=0, description="Short side after resizing, pixels.")
+    crop: int | None = Field(None, gt=0, description="Side of the centre crop, pixels: the input size.")
+    mean: Triple | None = Field(None, description="Channel means, of values in 0–1.")
+    std: Triple | None = Field(None, description="Channel standard deviations, of values in 0–1.")
+    interpolation: Literal["bilinear", "bicubic"] | None = Field(None, description="How to resize.")
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> PreprocessSettings:
+        if self.resize and self.crop and self.crop > self.resize:
+            raise ValueError(f"crop ({self.crop}) is larger than resize ({self.resize})")
+        return self
+
+    @field_validator("std")
+    @classmethod
+    def _std_positive(cls, std: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
+        if std and min(std) <= 0:
+            raise ValueError("standard deviations must be greater than 0")
+        return std
+
+
+class AugmentSettings(Settings):
+    """Training images only: random resized crop, then a random mirror image."""
+
+    crop_scale: Annotated[tuple[float, float], Field(strict=False)] = Field(
+        (0.35, 1.0), description="Smallest and largest part of the image's area that a crop covers."
+    )
+    flip: bool = Field(True, description="Mirror half of the images left to right.")
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _in_order(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError("must be two numbers in order, between 0 and 1")
+        return scale
+
+
+# -- data ---------------------------------------------------------------------------------------------
+
+_DATASETS = {name: plugins.load("datasets", name).Settings for name in plugins.names("datasets")}
+
+
+def _data_shorthand(value: Any) -> Any:
+    """A bare path is a manifest if it ends in .csv, else a folder; `dataset` may be left out beside `path`."""
+    if isinstance(value, str):
+        value = {"path": value}
+    if isinstance(value, dict) and "dataset" not in value and isinstance(value.get("path"), str):
+        kind = "manifest" if value["path"].lower().endswith(".csv") else "folder"
+        value = {"dataset": kind, **value}
+    return value
+
+
+def _dataset_name(value: Any) -> str | None:
+    name = value.get("dataset") if isinstance(value, dict) else getattr(value, "dataset", None)
+    return name if isinstance(name, str) else None
+
+
+if TYPE_CHECKING:
+    Data = DataSettings
+else:
+    Data = Annotated[
+        reduce(or_, [Annotated[settings, Tag(name)] for name, settings in _DATASETS.items()])
+        if len(_DATASETS) > 1
+        else next(iter(_DATASETS.values())),
+        Discriminator(_dataset_name),
+        BeforeValidator(
+            _data_shorthand, json_schema_input_type=reduce(or_, _DATASETS.values(), str)
+        ),
+    ]
+
+
+class TargetSettings(Settings):
+    train: Data = Field(description="Labelled training data: a folder, a manifest, or {dataset: …}.")
+    val: Annotated[float, Field(gt=0, lt=1)] | Data = Field(
+        0.2, description="Validation data, or the fraction of train to hold out (stratified, by seed)."
+    )
+    test: Data | None = Field(None, description="Test data: read once, after training.")
+
+
+class SourceSettings(Settings):
+    """What the backbone was pretrained for; turns L_S on in `finetune`."""
+
+    train: Data = Field(description="Labelled source data.")
+    val: Annotated[float, Field(gt=0, lt=1)] | Data = Field(
+        0.2, description="Source validation data, or the fraction of train to hold out."
+    )
+    batch_size: int | None = Field(
+        None, gt=0, description="Source samples in a fine-tuning step; default: as many as target."
+    )
+
+
+# -- training -----------------------------------------------------------------------------------------
+
+
+class SgdSettings(Settings):
+    name: Literal["sgd"] = Field("sgd", description="Stochastic gradient descent.")
+    lr: float = Field(0.01, gt=0, description="Learning rate.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum.")
+    nesterov: bool = Field(False, description="Nesterov's momentum.")
+    weight_decay: float = Field(0.0, ge=0, description="L2 weight decay on every trained parameter.")
+
+
+class AdamSettings(Settings):
+    name: Literal["adam"] = Field(description="Adam.")
+    lr: float = Field(0.001, gt=0, description="Learning rate.")
+    betas: Annotated[tuple[float, float], Field(strict=False)] = Field(
+        (0.9, 0.999), description="Decay of the running means of the gradient and of its square."
+    )
+    weight_decay: float = Field(0.0, ge=0, description="L2 weight decay, through the gradient.")
+
+
+class AdamWSettings(AdamSettings):
+    name: Literal["adamw"] = Field(description="Adam with decoupled weight decay.")  # type: ignore[assignment]
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
+
+
+def _optimizer_name(value: Any) -> str | None:
+    name = value.get("name", "sgd") if isinstance(value, dict) else getattr(value, "name", None)
+    return name if isinstance(name, str) else None
+
+
+Optimizer = Annotated[
+    Annotated[SgdSettings, Tag("sgd")]
+    | Annotated[AdamSettings, Tag("adam")]
+    | Annotated[AdamWSettings, Tag("adamw")],
+    Discriminator(_optimizer_name),
+]
+
+
+class TrainingSettings(Settings):
+    """Settings of one training stage."""
+
+    epochs: int = Field(10, gt=0, description="Passes over the training data.")
+    batch_size: int = Field(
+        32, gt=0, description="At most this many samples a step; an epoch is cut into equal batches."
+    )
+    optimizer: Optimizer = Field(default_factory=SgdSettings, description="How parameters are updated.")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="Learning rate over the training: half a cosine down to 0, or constant."
+    )
+    augment: AugmentSettings | Literal["none"] = Field(
+        default_factory=AugmentSettings,
+        description="Random changes to training images; extract never augments, as features are computed once.",
+    )
+
+
+class BaselineSettings(Settings):
+    """Beside the result: the same network from random weights on the same target images, honestly."""
+
+    epochs: int = Field(30, gt=0, description="Epochs of the training from scratch.")
+    repeats: int = Field(1, gt=0, description="Repeat both with seeds seed, seed+1, … and report the spread.")
+
+
+def _penalty_shorthand(value: Any) -> Any:
+    return {"weight": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+if TYPE_CHECKING:
+
+    class PenaltiesSettings(Settings):
+        def chosen(self) -> dict[str, PenaltySettings]: ...
+else:
+
+    class _Penalties(Settings):
+        """Terms added to the objective; a bare number is the weight."""
+
+        def chosen(self) -> dict[str, PenaltySettings]:
+            values = {name: getattr(self, name) for name in type(self).model_fields}
+            return {name: value for name, value in values.items() if value is not None}
+
+    PenaltiesSettings = create_model(
+        "PenaltiesSettings",
+        __base__=_Penalties,
+        **{
+            module.__name__.rsplit(".", 1)[1]: (
+                Annotated[
+                    module.Settings | None,
+                    BeforeValidator(_penalty_shorthand, json_schema_input_type=float | module.Settings),
+                ],
+                Field(None, description=module.__doc__.splitlines()[0]),
+            )
+            for module in plugins.modules("penalties")
+        },
+    )
+
+
+class Spec(TrainingSettings):
+    """One training: what to start from, what to learn, how."""
+
+    name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field(
+        "run", description="Names the run folder; default: the file's name."
+    )
+    seed: int = Field(0, ge=0, description="Keys every random choice.")
+    task: Literal[tuple(plugins.names("tasks"))] = Field(  # type: ignore[valid-type]
+        "classification", description="What is predicted."
+    )
+    device: Annotated[Text, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = Field(
+        "auto", description="auto, cpu, cuda, cuda:1 or mps."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Arithmetic of the backbone; auto = bf16 on GPUs that have it, else fp32."
+    )
+    workers: int | Literal["auto"] = Field(
+        "auto", description="Processes that decode images; 0 decodes in the main process."
+    )
+    backbone: Annotated[
+        BackboneSettings,
+        BeforeValidator(_backbone_shorthand, json_schema_input_type=str | BackboneSettings),
+    ] = Field(description="The pretrained network; a bare name takes its default weights.")
+    frozen: Text | Annotated[tuple[Text, ...], Field(strict=False)] = Field(
+        "none",
+        description="What fine-tuning leaves untouched: none, all, the last frozen stage (layer3), or a list "
+        "of parameter-name patterns (layer1.*). extract always freezes all.",
+    )
+    batchnorm: Literal["auto", "frozen", "train"] = Field(
+        "auto",
+        description="Running statistics of BatchNorm in thawed stages: kept as pretrained (frozen) or those "
+        "of the batch (train); auto = train from random weights, else frozen.",
+    )
+    head: HeadSettings = Field(default_factory=HeadSettings, description="The new head.")
+    preprocess: PreprocessSettings = Field(
+        default_factory=PreprocessSettings, description="From image to input; default: as the weights ask."
+    )
+    target: TargetSettings = Field(description="The task to learn.")
+    source: SourceSettings | None = Field(None, description="The task the backbone knows; turns L_S on.")
+    target_weight: float | None = Field(
+        None, alias="lambda", ge=0, description="λ in L_S + λ·L_T; needs `source`; default 1."
+    )
+    penalties: PenaltiesSettings = Field(
+        default_factory=PenaltiesSettings, description="Terms added to the fine-tuning objective."
+    )
+    pretrain: TrainingSettings = Field(
+        default_factory=TrainingSettings, description="Stage 0: how the backbone is trained on `source`."
+    )
+    baseline: BaselineSettings | None = Field(
+        None, description="extract: also train from random weights, for comparison."
+    )
+    on_bad_sample: Literal["stop", "skip"] = Field(
+        "stop", description="An unreadable sample stops the run, or is named, counted and left out."
+    )
+
+    @model_validator(mode="after")
+    def _source_where_needed(self) -> Spec:
+        if self.source is None and self.target_weight is not None:
+            raise ValueError("lambda weighs L_T against L_S, but there is no `source`: add it or remove lambda")
+        if self.source is None and self.backbone.weights == "source":
+            raise ValueError("backbone.weights is source, but there is no `source` to train on")
+        return self
+
+
+def json_schema() -> dict[str, Any]:
+    """The spec as JSON Schema (draft 2020-12), for editors."""
+    schema = Spec.model_json_schema(by_alias=True, mode="validation")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "transferctl spec", **schema}

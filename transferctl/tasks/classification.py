@@ -1,0 +1,121 @@
+"""One label a sample: linear or small MLP head, cross-entropy, accuracy and what belongs to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from transferctl.contracts import Batch, Features
+
+BOOTSTRAP_DRAWS = 10_000
+
+
+def head(feature_dim: int, outputs: int, *, hidden: Sequence[int] = (), dropout: float = 0.0) -> Head:
+    """Features [N, feature_dim] -> logits [N, outputs]; with `hidden`, Linear-ReLU layers in between."""
+    return Head(feature_dim, outputs, hidden, dropout)
+
+
+class Head(nn.Module):
+    def __init__(self, feature_dim: int, outputs: int, hidden: Sequence[int], dropout: float):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, width in zip((feature_dim, *hidden), hidden, strict=False):
+            layers += [nn.Dropout(dropout), nn.Linear(inputs, width), nn.ReLU()]
+        layers += [nn.Dropout(dropout), nn.Linear((feature_dim, *hidden)[-1], outputs)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, features: Features) -> Tensor:
+        return self.layers(features.pooled)  # type: ignore[no-any-return]
+
+
+def collate(samples: Sequence[Tensor], labels: Sequence[int], n_source: int = 0) -> Batch:
+    """samples: each uint8 [3, H, W], source first."""
+    return Batch(torch.stack(list(samples)), torch.tensor(labels, dtype=torch.int64), n_source)
+
+
+def loss(head: nn.Module, features: Features, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over the samples, in fp32. labels: int64 [N]."""
+    with torch.autocast(features.pooled.device.type, enabled=False):
+        logits = head(Features(features.pooled.float(), None if features.maps is None else features.maps.float()))
+        return F.cross_entropy(logits, labels)
+
+
+def meter(class_names: Sequence[str]) -> ClassificationMeter:
+    return ClassificationMeter(class_names)
+
+
+class ClassificationMeter:
+    """Confusion counts, the summed loss and top-5 hits. Row: true class; column: predicted."""
+
+    def __init__(self, class_names: Sequence[str]):
+        self.class_names = tuple(class_names)
+        self.confusion = np.zeros((len(class_names), len(class_names)), dtype=np.int64)
+        self.loss_sum = 0.0
+        self.top5_hits = 0
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """logits: float [N, C]; labels: int64 [N]."""
+        logits, labels = logits.detach().double().cpu(), labels.cpu()
+        self.loss_sum += float(F.cross_entropy(logits, labels, reduction="sum"))
+        np.add.at(self.confusion, (labels.numpy(), logits.argmax(1).numpy()), 1)
+        top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        self.top5_hits += int((top5 == labels[:, None]).any(1).sum())
+
+    def merge(self, other: ClassificationMeter) -> None:
+        self.confusion += other.confusion
+        self.loss_sum += other.loss_sum
+        self.top5_hits += other.top5_hits
+
+    def compute(self) -> dict[str, Any]:
+        """n, loss (mean), accuracy with its 95 % interval, macro and per-class precision, recall and F1.
+
+        The interval is the percentile bootstrap over samples. Resampling n samples of which k are right
+        gives Binomial(n, k/n) right ones, so counts suffice (Efron & Tibshirani 1993, chapter 13).
+        Precision and recall of an empty class are 0, and it does not enter the macro means (as
+        scikit-learn's defaults have it). top5_accuracy only with more than five classes.
+        """
+        n = int(self.confusion.sum())
+        if n == 0:
+            return {"n": 0}
+        right = int(np.trace(self.confusion))
+        draws = np.random.default_rng(0).binomial(n, right / n, BOOTSTRAP_DRAWS) / n
+        low, high = np.quantile(draws, [0.025, 0.975])
+        per_class = self._per_class()
+        present = [row for row in per_class if row["support"] or row["predicted"]]
+        metrics: dict[str, Any] = {
+            "n": n,
+            "loss": self.loss_sum / n,
+            "accuracy": right / n,
+            "accuracy_low": float(low),
+            "accuracy_high": float(high),
+        }
+        if len(self.class_names) > 5:
+            metrics["top5_accuracy"] = self.top5_hits / n
+        for name in ("precision", "recall", "f1"):
+            metrics[f"macro_{name}"] = float(np.mean([row[name] for row in present]))
+        return metrics | {"per_class": per_class, "confusion": self.confusion.tolist()}
+
+    def _per_class(self) -> list[dict[str, Any]]:
+        rows = []
+        for i, name in enumerate(self.class_names):
+            hits, support, predicted = (
+                int(self.confusion[i, i]),
+                int(self.confusion[i].sum()),
+                int(self.confusion[:, i].sum()),
+            )
+            rows.append(
+                {
+                    "class": name,
+                    "support": support,
+                    "predicted": predicted,
+                    "precision": hits / predicted if predicted else 0.0,
+                    "recall": hits / support if support else 0.0,
+                    "f1": 2 * hits / (support + predicted) if support + predicted else 0.0,
+                }
+            )
+        return rows
