@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,9 @@ def load_whole(module: nn.Module, state: Mapping[str, Tensor], label: str) -> No
     ]
     if any(parts):
         raise CheckpointError(f"{label}: {'; '.join(filter(None, parts))}. Nothing was loaded")
-    module.load_state_dict(dict(state), strict=False)  # strict but for num_batches_tracked, checked above
+    versioned = OrderedDict(state)  # mnasnet refuses a state without version numbers, which safetensors drops
+    versioned._metadata = own._metadata  # type: ignore[attr-defined]
+    module.load_state_dict(versioned, strict=False)  # strict but for num_batches_tracked, checked above
 
 
 def _counted(what: str, names: Sequence[str], most: int = 3) -> str:

@@ -1,0 +1,127 @@
+"""Checkpoints: a folder a step, each whole or absent; `best` and `last` are links to them.
+
+    checkpoints/step-000120/model.safetensors   every weight: backbone.*, heads.target.*, heads.source.*
+                            manifest.json       architecture, classes, preprocessing, metrics, SHA-256 of the files
+
+The manifest is written last and the folder renamed into place, so a folder with a proper name is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transferctl.errors import CheckpointError, from_os_error
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA_VERSION = 1
+WEIGHTS_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """state: every weight by name; manifest: what is needed to rebuild the model around them."""
+
+    path: Path
+    state: dict[str, Tensor]
+    manifest: dict[str, Any]
+
+
+def save(run: Path, step: int, state: Mapping[str, Tensor], manifest: Mapping[str, Any], links: tuple[str, ...]) -> None:
+    """Write a checkpoint, point `links` (best, last) at it, remove those that no link points at.
+
+    Raises ResourceError where the disk refuses; the older checkpoints then stay as they were.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    folder = run / "checkpoints" / f"step-{step:06d}"
+    aside = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, aside / WEIGHTS_FILE)
+        _sync(aside / WEIGHTS_FILE)
+        files = {WEIGHTS_FILE: {"sha256": _sha256(aside / WEIGHTS_FILE), "bytes": (aside / WEIGHTS_FILE).stat().st_size}}
+        content = {"schema_version": SCHEMA_VERSION, **manifest, "step": step, "files": files}
+        (aside / "manifest.json").write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+        _sync(aside / "manifest.json")
+        _sync(aside)
+        if folder.exists():
+            shutil.rmtree(folder)
+        aside.rename(folder)
+        for link in links:
+            _point(folder.parent / link, folder.name)
+        _sync(folder.parent)
+        _prune(folder.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, SafetensorError):
+            error = OSError(28 if "os error 28" in str(error) else 5, str(error))
+        raise from_os_error(error, folder) from None
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _point(link: Path, name: str) -> None:
+    """Move a link in one step: a reader sees the old target or the new one."""
+    aside = link.with_name(f".{link.name}.tmp")
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(name)
+    aside.replace(link)
+
+
+def _prune(folder: Path) -> None:
+    kept = {(folder / link).resolve().name for link in ("best", "last")}
+    for entry in folder.iterdir():
+        if entry.name.startswith(("step-", ".step-")) and not entry.is_symlink() and entry.name not in kept:
+            shutil.rmtree(entry)
+
+
+def load(run: Path, which: str = "best") -> Checkpoint:
+    """The named checkpoint of a run, verified against its manifest. Raises CheckpointError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = run / "checkpoints" / which
+    if not run.is_dir():
+        raise CheckpointError(f"{run}: no such run folder; `ls runs` shows them")
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        files, version = manifest["files"], manifest["schema_version"]
+        expected = files[WEIGHTS_FILE]["sha256"]
+    except FileNotFoundError:
+        raise CheckpointError(f"{run}: has no checkpoint `{which}`; was the run stopped before its first epoch?") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}/manifest.json: cannot be read: {error}") from None
+    if version != SCHEMA_VERSION:
+        raise CheckpointError(f"{folder}: written by another version (schema {version}, this one reads {SCHEMA_VERSION})")
+    try:
+        if _sha256(folder / WEIGHTS_FILE) != expected:
+            raise CheckpointError(f"{folder / WEIGHTS_FILE}: its SHA-256 is not the manifest's; the file is damaged")
+        return Checkpoint(folder.resolve(), load_file(folder / WEIGHTS_FILE), manifest)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS_FILE}: cannot be read: {error}") from None
+
+
+def is_run(path: Path) -> bool:
+    return (path / "checkpoints").is_dir() or (path / "summary.json").is_file()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,158 @@
+"""The run folder: a name of its own, what ran where, metrics as they come, a summary at the end.
+
+    runs/20261124-015703-finetune-ants-bees/
+      spec.yaml environment.json metrics.jsonl summary.json classes.json log.txt predictions.csv checkpoints/
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from transferctl.display import Display
+from transferctl.errors import ExitCode, Terminated, TransferctlError, from_os_error
+
+SCHEMA_VERSION = 1
+
+
+class Run:
+    """An open run folder. `summary` is what summary.json will say."""
+
+    def __init__(self, path: Path, verb: str, name: str):
+        self.path = path
+        self.summary: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "verb": verb, "name": name, "run": str(path)}
+        self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+
+    def log_metrics(self, **values: Any) -> None:
+        """One line of metrics.jsonl, on disk when this returns (to the operating system's buffers)."""
+        self._metrics.write(json.dumps(_finite(values), ensure_ascii=False) + "\n")
+
+    def write_json(self, name: str, values: Any) -> None:
+        write_atomically(self.path / name, json.dumps(_finite(values), ensure_ascii=False, indent=1) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        write_atomically(self.path / name, text)
+
+
+@contextmanager
+def start(runs_dir: Path, verb: str, name: str, spec_yaml: str, display: Display) -> Iterator[Run]:
+    """Create the run folder, and leave a summary of how the run ended, whatever happens.
+
+    Raises ResourceError where the folder cannot be made or filled.
+    """
+    started = time.monotonic()
+    try:
+        path = _new_folder(runs_dir, f"{datetime.now():%Y%m%d-%H%M%S}-{verb}-{name}")
+        run = Run(path, verb, name)
+        run.write_text("spec.yaml", spec_yaml)
+        display.log_to(path / "log.txt")
+    except OSError as error:
+        raise from_os_error(error, runs_dir) from None
+    status, code, message = "finished", ExitCode.OK, ""
+    try:
+        yield run
+    except TransferctlError as error:
+        status, code, message = "failed", error.exit_code, str(error)
+        raise
+    except KeyboardInterrupt:
+        status, code = "interrupted", ExitCode.INTERRUPTED
+        raise
+    except Terminated:
+        status, code = "interrupted", ExitCode.TERMINATED
+        raise
+    except OSError as error:
+        status, code, message = "failed", ExitCode.RESOURCES, str(error)
+        raise from_os_error(error) from error
+    except BaseException as error:
+        status, code, message = "failed", ExitCode.BUG, f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        ended = {"status": status, "exit_code": int(code), **({"error": message} if message else {})}
+        run.summary |= ended | {"elapsed_s": round(time.monotonic() - started, 3)}
+        try:
+            run.write_json("summary.json", run.summary)
+        except OSError as error:
+            if status == "finished":
+                raise from_os_error(error, run.path) from None
+
+
+def _new_folder(runs_dir: Path, name: str) -> Path:
+    """Exclusive mkdir; a suffix where another run took the name in the same second."""
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
+        path = runs_dir / (name + suffix)
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+    raise AssertionError("a thousand runs in one second")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The whole new content or the old one, never a part: aside, flush to disk, rename."""
+    aside = path.with_name(f".{path.name}.tmp")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def environment(seed: int, device: str, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+    """What else the result depends on: versions, machine, threads, commit, data."""
+    import torch
+
+    packages = ("torch", "torchvision", "numpy", "pillow", "scikit-learn", "safetensors", "pydantic", "transferctl")
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": device,
+        "packages": {name: _version(name) for name in packages},
+        "commit": _commit(),
+        "command": sys.argv,
+        "seed": seed,
+        "data": dict(fingerprints),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the working folder, if it is under git: where the user's specs and scripts live."""
+    try:
+        command = ["git", "rev-parse", "HEAD"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: such a number is written as null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_finite(inner) for inner in value]
+    return value
