@@ -1,0 +1,74 @@
+"""Frozen features, computed once an image. (A cache on disk, keyed by content, belongs here.)"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from transferctl import loaders
+from transferctl.contracts import Batch, Task
+from transferctl.data import Split
+from transferctl.device import Compute
+from transferctl.display import Display
+from transferctl.model import TransferModel
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """pooled: float32 [n, D]; labels: int64 [n]; in the split's order, on the CPU."""
+
+    pooled: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self, positions: np.ndarray) -> FeatureTable:
+        index = torch.from_numpy(positions)
+        return FeatureTable(self.pooled[index], self.labels[index])
+
+
+def compute(
+    model: TransferModel,
+    task: Task,
+    split: Split,
+    compute_on: Compute,
+    display: Display,
+    *,
+    batch_size: int,
+    workers: int,
+) -> FeatureTable:
+    """One pass of the frozen backbone, in eval mode, over a split. Raises DataError for broken samples."""
+    model.eval()
+    pooled = torch.empty(len(split), model.backbone.feature_dim)
+    labels = torch.empty(len(split), dtype=torch.int64)
+    done = 0
+    batches = loaders.evaluation_batches(split, task, model.preprocessing, batch_size=batch_size, workers=workers)
+    with torch.inference_mode(), display.progress(f"features of {split.name}", len(split)) as progress:
+        for batch in batches:
+            with torch.autocast(compute_on.device.type, torch.bfloat16, enabled=compute_on.bf16):
+                features = model.features(batch.inputs.to(compute_on.device))
+            rows = slice(done, done + len(batch.labels))
+            pooled[rows], labels[rows] = features.pooled.float().cpu(), batch.labels
+            done = rows.stop
+            progress.advance(len(batch.labels))
+    return FeatureTable(pooled, labels)
+
+
+def training_batches(
+    table: FeatureTable, *, batch_size: int, epochs: int, seed: int, source: bool = False
+) -> Iterator[Batch]:
+    """The same order as images would have: every step of every epoch."""
+    for epoch in range(epochs):
+        for positions in loaders.epoch_batches(len(table), batch_size, seed, epoch):
+            part = table.rows(positions)
+            yield Batch(part.pooled, part.labels, len(part) if source else 0)
+
+
+def evaluation_batches(table: FeatureTable, batch_size: int = 4096) -> Iterator[Batch]:
+    for start in range(0, len(table), batch_size):
+        yield Batch(table.pooled[start : start + batch_size], table.labels[start : start + batch_size])

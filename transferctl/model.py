@@ -1,0 +1,154 @@
+"""One backbone, a head a domain; what is frozen, and how BatchNorm behaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from transferctl import plugins
+from transferctl.checkpoint import Checkpoint
+from transferctl.contracts import Features
+from transferctl.errors import CheckpointError, SpecError
+from transferctl.preprocess import Preprocessing, keyed_randomness, normalise
+from transferctl.weights import load_whole
+
+
+class TransferModel(nn.Module):
+    """heads: "source" and "target", as far as they exist; classes: each head's class names, in output order.
+
+    `heads_made_of` says how each head was made, so that a checkpoint can rebuild it.
+    """
+
+    def __init__(self, library: str, backbone: Any, preprocessing: Preprocessing, task: str):
+        super().__init__()
+        self.library, self.task = library, task
+        self.backbone = backbone
+        self.preprocessing = preprocessing
+        self.heads = nn.ModuleDict()
+        self.classes: dict[str, tuple[str, ...]] = {}
+        self.heads_made_of: dict[str, dict[str, Any]] = {}
+        self.batchnorm_trains = True
+
+    def add_new_head(
+        self, domain: str, classes: Sequence[str], *, hidden: Sequence[int], dropout: float, seed: int
+    ) -> None:
+        """A head for these classes, its initial weights keyed by (seed, domain)."""
+        task = plugins.load("tasks", self.task)
+        with keyed_randomness(seed, "head", domain):
+            head = task.head(self.backbone.feature_dim, len(classes), hidden=hidden, dropout=dropout)
+        self._set_head(domain, head, classes, {"kind": "new", "hidden": list(hidden), "dropout": dropout})
+
+    def add_pretrained_head(self, domain: str, head: nn.Module, classes: Sequence[str]) -> None:
+        self._set_head(domain, head, classes, {"kind": "pretrained"})
+
+    def _set_head(self, domain: str, head: nn.Module, classes: Sequence[str], made_of: dict[str, Any]) -> None:
+        self.heads[domain] = head
+        self.classes[domain] = tuple(classes)
+        self.heads_made_of[domain] = made_of | {"outputs": len(classes)}
+
+    def features(self, images: Tensor) -> Features:
+        """images: uint8 [N, 3, H, W]. The backbone's own arithmetic may be bf16; heads and losses are fp32."""
+        features: Features = self.backbone(normalise(images, self.preprocessing))
+        return features
+
+    def freeze(self, frozen: str | Sequence[str], *, batchnorm_trains: bool) -> None:
+        """Thaw everything but what `frozen` names: none, all, the last frozen stage, or name patterns.
+
+        Raises SpecError for a stage or a pattern that names nothing.
+        """
+        parameters = dict(self.backbone.net.named_parameters())
+        names = frozen_parameters(self.backbone, frozen)
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name not in names)
+        self.batchnorm_trains = batchnorm_trains
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> TransferModel:
+        """Frozen modules stay in eval mode, statistics and dropout included, whoever calls this."""
+        super().train(mode)
+        for module in self.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(p.requires_grad for p in parameters):
+                module.eval()
+            elif isinstance(module, _BatchNorm) and not self.batchnorm_trains:
+                module.eval()  # statistics as pretrained; scale and shift still learn
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """What `restore` needs besides the weights."""
+        return {
+            "library": self.library,
+            "architecture": self.backbone.name,
+            "task": self.task,
+            "preprocessing": self.preprocessing.as_dict(),
+            "heads": {d: {**self.heads_made_of[d], "classes": list(self.classes[d])} for d in self.heads},
+        }
+
+
+def frozen_parameters(backbone: Any, frozen: str | Sequence[str]) -> set[str]:
+    """Names of the parameters that `frozen` names. Raises SpecError where it names nothing."""
+    names = [name for name, _ in backbone.net.named_parameters()]
+    if frozen == "none":
+        return set()
+    if frozen == "all":
+        return set(names)
+    if isinstance(frozen, str):
+        return _up_to_stage(backbone, names, frozen)
+    for pattern in frozen:
+        if not any(fnmatch(name, pattern) for name in names):
+            message = f"the pattern {pattern!r} matches no parameter of {backbone.name}; they look like {names[0]}"
+            raise SpecError.at("frozen", message)
+    return {name for name in names if any(fnmatch(name, pattern) for pattern in frozen)}
+
+
+def _up_to_stage(backbone: Any, names: Sequence[str], last: str) -> set[str]:
+    import difflib
+
+    stages = backbone.stages()
+    stage_names = [stage.name for stage in stages]
+    if last not in stage_names:
+        near = difflib.get_close_matches(last, stage_names, 1, 0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise SpecError.at(
+            "frozen", f"{backbone.name} has no stage {last!r}{hint} It has {', '.join(stage_names)}; or write none or all"
+        )
+    prefix = stages[: stage_names.index(last) + 1]
+    return {name for name in names if any(stage.owns(name) for stage in prefix)}
+
+
+def state_for_checkpoint(model: TransferModel) -> dict[str, Tensor]:
+    """The backbone's weights under the library's own names after `backbone.`, the heads' after `heads.…`."""
+    state = {f"backbone.{name}": tensor for name, tensor in model.backbone.net.state_dict().items()}
+    return state | {f"heads.{name}": tensor for name, tensor in model.heads.state_dict().items()}
+
+
+def restore(checkpoint: Checkpoint, preprocessing: Preprocessing | None = None) -> TransferModel:
+    """The model that a checkpoint holds. Raises CheckpointError where its manifest does not describe one."""
+    manifest, label = checkpoint.manifest, str(checkpoint.path)
+    try:
+        preprocessing = preprocessing or Preprocessing.from_dict(manifest["preprocessing"])
+        library, architecture, heads = manifest["library"], manifest["architecture"], manifest["heads"]
+        plugin = plugins.load("backbones", library)
+        backbone, _ = plugin.build(
+            architecture, image_size=preprocessing.crop, state=_part(checkpoint, "backbone."), label=label
+        )
+        model = TransferModel(library, backbone, preprocessing, manifest["task"])
+        for domain, made_of in heads.items():
+            if made_of["kind"] == "pretrained":
+                _, head = plugin.build(architecture, image_size=preprocessing.crop, outputs=made_of["outputs"])
+                model.add_pretrained_head(domain, head, made_of["classes"])
+            else:
+                sizes = {"hidden": made_of["hidden"], "dropout": made_of["dropout"]}
+                model.add_new_head(domain, made_of["classes"], **sizes, seed=0)
+            load_whole(model.heads[domain], _part(checkpoint, f"heads.{domain}."), f"{label}: {domain} head")
+    except (KeyError, TypeError, AssertionError) as error:
+        raise CheckpointError(f"{label}/manifest.json: does not describe a model ({error!r})") from None
+    return model
+
+
+def _part(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in checkpoint.state.items() if name.startswith(prefix)}

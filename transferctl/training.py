@@ -1,0 +1,173 @@
+"""The loop: step, validate, save. Every verb that trains runs through `fit`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transferctl import objective, optim
+from transferctl.contracts import Batch, Features, Penalty, Task
+from transferctl.device import Compute
+from transferctl.display import Display
+from transferctl.errors import DivergedError
+from transferctl.model import TransferModel
+from transferctl.runs import Run
+from transferctl.spec import TrainingSettings
+
+Forward = Callable[[Any], Features]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """best, last: {"epoch", "step", "val": metrics}; best_state: the model's weights at the best epoch."""
+
+    best: dict[str, Any]
+    last: dict[str, Any]
+    best_state: dict[str, Tensor]
+
+
+def fit(
+    model: TransferModel,
+    task: Task,
+    settings: TrainingSettings,
+    batches: Iterator[Batch],
+    validation: Callable[[], Iterable[Batch]],
+    forward: Forward,
+    compute: Compute,
+    display: Display,
+    *,
+    steps_per_epoch: int,
+    domain: str = "target",
+    target_weight: float = 1.0,
+    penalties: Mapping[str, Penalty] | None = None,
+    run: Run | None = None,
+    save: Callable[[dict[str, Any], bool], None] | None = None,
+) -> Fitted:
+    """Minimise the objective over `batches`; after each epoch validate, keep the best, save.
+
+    forward: a batch's inputs -> Features (the whole model, or nothing where features were computed before).
+    save(epoch's record, is it the best so far): writes the checkpoint. Best is the highest accuracy on
+    validation data of `domain`, then the lowest loss, then the earliest. Raises DivergedError.
+    """
+    optimizer = optim.build(settings.optimizer, model.parameters())
+    total_steps = settings.epochs * steps_per_epoch
+    best: dict[str, Any] = {}
+    last: dict[str, Any] = {}
+    best_state: dict[str, Tensor] = {}
+    step = 0
+    with display.progress("training", total_steps, "steps") as progress:
+        for epoch in range(1, settings.epochs + 1):
+            model.train()
+            sums = _Sums()
+            for _ in range(steps_per_epoch):
+                batch = _to(next(batches), compute.device)
+                rate = optim.learning_rate(settings.schedule, settings.optimizer.lr, step / total_steps)
+                optim.set_learning_rate(optimizer, rate)
+
+                # ---- one step: min over θ of L_S + λ·L_T + Σ w·Ω
+                with torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.bf16):
+                    features = forward(batch.inputs)
+                losses = objective.joint_objective(model, task, features, batch, target_weight, penalties or {})
+                optimizer.zero_grad(set_to_none=True)
+                losses.total.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                # ----
+
+                step += 1
+                sums.add(_finite(losses, epoch, step))
+                progress.advance(1, f"epoch {epoch}/{settings.epochs} loss {sums.mean('loss'):.4f}")
+
+            val = measure(model, task, validation(), forward, compute, domain)
+            last = {"epoch": epoch, "step": step, "val": val}
+            is_best = not best or _score(val) > _score(best["val"])
+            if is_best:
+                best, best_state = last, {name: t.detach().clone() for name, t in model.state_dict().items()}
+            if run:
+                run.log_metrics(step=step, epoch=epoch, split="train", lr=rate, **sums.means())
+                run.log_metrics(step=step, epoch=epoch, split="val", **headline(val))
+            if save:
+                save(last, is_best)
+            if run:
+                display.note(_epoch_line(epoch, settings.epochs, sums, val, is_best))
+    return Fitted(best, last, best_state)
+
+
+def measure(
+    model: TransferModel,
+    task: Task,
+    batches: Iterable[Batch],
+    forward: Forward,
+    compute: Compute,
+    domain: str = "target",
+    record: Callable[[Tensor], None] | None = None,
+) -> dict[str, Any]:
+    """Metrics of a head over labelled batches; no gradients, eval mode. `record` receives each batch's logits."""
+    model.eval()
+    meter = task.meter(model.classes[domain])
+    with torch.inference_mode():
+        for batch in batches:
+            with torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.bf16):
+                features = forward(batch.inputs.to(compute.device))
+            logits = model.heads[domain](Features(features.pooled.float(), _float(features.maps))).cpu()
+            meter.update(logits, batch.labels)
+            if record:
+                record(logits)
+    return meter.compute()
+
+
+def headline(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The scalars: what goes into metrics.jsonl and what a gate may name."""
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+
+
+class _Sums:
+    """Sums of the steps' losses, for means over an epoch."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._steps = 0
+
+    def add(self, values: Mapping[str, float]) -> None:
+        self._steps += 1
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def mean(self, name: str) -> float:
+        return self._sums[name] / self._steps
+
+    def means(self) -> dict[str, float]:
+        return {name: self.mean(name) for name in self._sums}
+
+
+def _finite(losses: objective.Losses, epoch: int, step: int) -> dict[str, float]:
+    values = {name: float(value.detach()) for name, value in losses.named().items()}
+    if broken := [name for name, value in values.items() if not math.isfinite(value)]:
+        term = broken[-1]
+        raise DivergedError(
+            f"epoch {epoch}, step {step}: {term} is {values[term]}; lower optimizer.lr, or look at the data. "
+            "Checkpoints of earlier epochs stay as they are"
+        )
+    return values
+
+
+def _score(metrics: Mapping[str, Any]) -> tuple[float, float]:
+    return metrics["accuracy"], -metrics["loss"]
+
+
+def _epoch_line(epoch: int, epochs: int, sums: _Sums, val: Mapping[str, Any], is_best: bool) -> str:
+    terms = " ".join(f"{name} {value:.4f}" for name, value in sums.means().items())
+    mark = "  (best so far)" if is_best else ""
+    return f"epoch {epoch}/{epochs}: {terms}; val accuracy {val['accuracy']:.4f} loss {val['loss']:.4f}{mark}"
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    return Batch(batch.inputs.to(device), batch.labels.to(device), batch.n_source)
+
+
+def _float(maps: Tensor | None) -> Tensor | None:
+    return None if maps is None else maps.float()
