@@ -24,7 +24,7 @@ Forward = Callable[[Any], Features]
 
 @dataclass(frozen=True)
 class Fitted:
-    """best, last: {"epoch", "step", "val": metrics}; best_state: the model's weights at the best epoch."""
+    """best, last: {"epoch", "step", "val": metrics}; best_state: what training changed, as it was at the best."""
 
     best: dict[str, Any]
     last: dict[str, Any]
@@ -86,7 +86,7 @@ def fit(
             last = {"epoch": epoch, "step": step, "val": val}
             is_best = not best or _score(val) > _score(best["val"])
             if is_best:
-                best, best_state = last, {name: t.detach().clone() for name, t in model.state_dict().items()}
+                best, best_state = last, _what_changes(model)
             if run:
                 run.log_metrics(step=step, epoch=epoch, split="train", lr=rate, **sums.means())
                 run.log_metrics(step=step, epoch=epoch, split="val", **headline(val))
@@ -95,6 +95,12 @@ def fit(
             if run:
                 display.note(_epoch_line(epoch, settings.epochs, sums, val, is_best))
     return Fitted(best, last, best_state)
+
+
+def _what_changes(model: TransferModel) -> dict[str, Tensor]:
+    """Copies of the trained parameters and of all buffers; what is frozen needs no copy."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: t.detach().clone() for name, t in model.state_dict().items() if name not in frozen}
 
 
 def measure(

@@ -1,0 +1,199 @@
+"""From a spec to what a verb works with: data, model, device. Everything inferred is said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from transferctl import checkpoint, data, device, loaders, plugins, preprocess, weights
+from transferctl.contracts import Task
+from transferctl.data import DomainData, Split
+from transferctl.device import Compute
+from transferctl.display import Display
+from transferctl.errors import CheckpointError, DataError, SpecError
+from transferctl.images import shown
+from transferctl.model import TransferModel, restore
+from transferctl.preprocess import Preprocessing
+from transferctl.spec import AugmentSettings, BackboneSettings, Spec, TrainingSettings, WeightsFile
+
+Names = Sequence[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A backbone as it starts. head: the pretrained one, with all names (id, name) of each of its outputs."""
+
+    backbone: Any
+    head: nn.Module | None
+    head_names: Names
+    preprocessing: Preprocessing
+    origin: str
+    restored: TransferModel | None = None
+
+
+def load_target(spec: Spec, display: Display) -> DomainData:
+    """The target's splits, broken samples taken out if the spec says so. Raises DataError, SpecError."""
+    target = spec.target
+    domain = data.load_domain(target.train, target.val, target.test, spec.seed, domain="target")
+    _say_data(domain, "target", display)
+    if spec.head.size != "auto" and spec.head.size != len(domain.classes):
+        message = f"is {spec.head.size}, but target.train has {len(domain.classes)} classes; write auto"
+        raise SpecError.at("head.size", message)
+    return _readable(spec, domain, display)
+
+
+def load_source(spec: Spec, display: Display) -> DomainData:
+    if spec.source is None:
+        raise SpecError.at("source", "is missing, and there is nothing to pretrain on without it")
+    domain = data.load_domain(spec.source.train, spec.source.val, None, spec.seed, domain="source")
+    _say_data(domain, "source", display)
+    return _readable(spec, domain, display)
+
+
+def _say_data(domain: DomainData, name: str, display: Display) -> None:
+    sizes = ", ".join(f"{len(split)} {split.name}" for split in domain.splits())
+    display.note(f"{name}: {len(domain.classes)} classes ({shown(domain.classes, 10)}); {sizes}")
+    for note in domain.notes:
+        display.warn(note)
+
+
+def _readable(spec: Spec, domain: DomainData, display: Display) -> DomainData:
+    if spec.on_bad_sample == "stop":
+        return domain
+    kept = {split.name: readable_rows(split, spec.workers, display) for split in domain.splits()}
+    missing = set(range(len(domain.classes))) - set(np.unique(kept["train"].labels).tolist())
+    if missing:
+        raise DataError(f"no readable training sample is left of {shown([domain.classes[i] for i in sorted(missing)])}")
+    return replace(domain, train=kept["train"], val=kept["val"], test=kept.get("test"))
+
+
+def readable_rows(split: Split, workers: int | str, display: Display) -> Split:
+    """The split less its broken samples, each named."""
+    broken = loaders.unreadable(split, loaders.workers_for(workers, split), display)
+    for _, sample in broken:
+        display.warn(f"skipped: {sample}")
+    if broken:
+        display.warn(f"{split.name}: {len(broken)} of {len(split)} samples skipped")
+    if len(broken) == len(split):
+        raise DataError(f"{split.name}: no readable sample is left")
+    return split.rows(np.setdiff1d(np.arange(len(split)), [position for position, _ in broken]))
+
+
+def load_backbone(spec: Spec, *, label: str = "backbone") -> Pretrained:
+    """The backbone with its starting weights and its own head. Raises SpecError, CheckpointError."""
+    settings = spec.backbone
+    plugin = plugins.load("backbones", settings.library)
+    chosen = settings.weights
+    assert chosen != "source", "pretrain.ensure_source replaces it before anything is loaded"
+    if isinstance(chosen, WeightsFile):
+        if checkpoint.is_run(chosen.path):
+            return _from_run(spec, settings, chosen.path)
+        return _from_file(spec, settings, plugin, chosen)
+    if chosen == "none":
+        preprocessing = preprocess.resolve(spec.preprocess, plugin.default_preprocessing(settings.name))
+        with preprocess.keyed_randomness(spec.seed, "backbone"):
+            backbone, _ = plugin.build(settings.name, image_size=preprocessing.crop)
+        return Pretrained(backbone, None, (), preprocessing, "random weights")
+    preprocessing = preprocess.resolve(spec.preprocess, plugin.published_preprocessing(settings.name, chosen))
+    found = plugin.published(settings.name, chosen)
+    backbone, head = plugin.build(
+        settings.name, image_size=preprocessing.crop, state=found.state, label=found.origin
+    )
+    return Pretrained(backbone, head, [(name,) for name in found.classes], preprocessing, found.origin)
+
+
+def _from_file(spec: Spec, settings: BackboneSettings, plugin: Any, file: WeightsFile) -> Pretrained:
+    preprocessing = preprocess.resolve(spec.preprocess, plugin.default_preprocessing(settings.name))
+    state = weights.read(file.path)
+    backbone, head = plugin.build(
+        settings.name, image_size=preprocessing.crop, state=state, label=str(file.path)
+    )
+    names: Names = weights.read_classes(file.classes) if file.classes else ()
+    outputs = _outputs(head)
+    if names and outputs != len(names):
+        raise CheckpointError(f"{file.classes}: names {len(names)} classes; the head of {file.path} has {outputs or 'none'}")
+    return Pretrained(backbone, head, names, preprocessing, str(file.path))
+
+
+def _outputs(head: nn.Module | None) -> int:
+    weights_of = [p for name, p in head.named_parameters() if name.endswith("weight")] if head else []
+    return int(weights_of[-1].shape[0]) if weights_of else 0
+
+
+def _from_run(spec: Spec, settings: BackboneSettings, run: Path) -> Pretrained:
+    """A run of ours: its backbone, and as source head its source head, or its target head without one."""
+    saved = checkpoint.load(run)
+    if saved.manifest.get("architecture") != settings.name:
+        message = f"{run}: holds a {saved.manifest.get('architecture')}, not a {settings.name}"
+        raise CheckpointError(f"{message}; change backbone.name")
+    preprocessing = preprocess.resolve(spec.preprocess, Preprocessing.from_dict(saved.manifest["preprocessing"]))
+    model = restore(saved, preprocessing)
+    domain = "source" if "source" in model.heads else "target"
+    names = [(name,) for name in model.classes[domain]]
+    return Pretrained(model.backbone, model.heads[domain], names, preprocessing, str(saved.path), model)
+
+
+def transfer_model(spec: Spec, start: Pretrained, classes: Sequence[str], display: Display) -> TransferModel:
+    """The pretrained backbone and head, and a new head for the target's classes."""
+    model = TransferModel(spec.backbone.library, start.backbone, start.preprocessing, spec.task)
+    model.add_new_head(
+        "target", classes, hidden=spec.head.hidden, dropout=spec.head.dropout, seed=spec.seed
+    )
+    keep_source_head(model, start)
+    display.note(f"backbone: {spec.backbone.name} from {start.origin}")
+    display.note(f"preprocessing: {start.preprocessing}")
+    return model
+
+
+def keep_source_head(model: TransferModel, start: Pretrained) -> None:
+    """The pretrained head stays with the model as its source head, with its names if they are known."""
+    if start.head is None:
+        return
+    names = [names[0] for names in start.head_names] or [str(i) for i in range(_outputs(start.head))]
+    if start.restored is not None:
+        domain = "source" if "source" in start.restored.heads else "target"
+        model.heads["source"] = start.head
+        model.classes["source"] = tuple(names)
+        model.heads_made_of["source"] = start.restored.heads_made_of[domain]
+    else:
+        model.add_pretrained_head("source", start.head, names)
+
+
+def align_source(domain: DomainData, model: TransferModel, names: Names, seed: int, display: Display) -> DomainData:
+    """Map the source folders to the pretrained head's outputs, by id or name; a new head where none matches."""
+    outputs = {name: i for i, output in enumerate(names) for name in output}
+    known = [name for name in domain.classes if name in outputs]
+    if not known:
+        display.note("source head: new, as the pretrained head's class names do not match the source folders")
+        model.add_new_head("source", domain.classes, hidden=(), dropout=0.0, seed=seed)
+        return domain
+    if unknown := sorted(set(domain.classes) - set(known)):
+        raise DataError(f"source.train: the pretrained head has no class {shown(unknown)}; remove those folders")
+    display.note(f"source head: the pretrained one; {len(known)} of its {len(names)} classes have source data")
+    table = np.array([outputs[name] for name in domain.classes], dtype=np.int64)
+    splits = {split.name: replace(split, labels=table[split.labels]) for split in domain.splits()}
+    return replace(domain, classes=model.classes["source"], **splits)
+
+
+def chosen_device(spec: Spec, display: Display) -> Compute:
+    compute = device.choose(spec.device, spec.precision)
+    display.note(f"device: {compute}")
+    return compute
+
+
+def task_of(spec: Spec) -> Task:
+    task: Task = plugins.load("tasks", spec.task)  # type: ignore[assignment]  # a module of functions
+    return task
+
+
+def augmentation(settings: TrainingSettings) -> AugmentSettings | None:
+    return settings.augment if isinstance(settings.augment, AugmentSettings) else None
+
+
+def batchnorm_trains(spec: Spec) -> bool:
+    return spec.batchnorm == "train" or (spec.batchnorm == "auto" and spec.backbone.weights == "none")

@@ -1,0 +1,61 @@
+"""What a finished run leaves for people and scripts: predictions, tables, the summary."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transferctl.data import Split
+from transferctl.display import Display
+from transferctl.images import printable
+from transferctl.runs import Run
+
+
+def write_predictions(run: Run, split: Split, classes: Sequence[str], logits: Tensor) -> None:
+    """predictions.csv: path, true and predicted class, its probability. logits: [n, C], in the split's order."""
+    probabilities = torch.softmax(logits.double(), dim=1)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "label", "predicted", "probability"])
+    for position, row in enumerate(probabilities):
+        best = int(row.argmax())
+        true = classes[int(split.labels[position])]
+        writer.writerow([split.sample_name(position), true, classes[best], f"{float(row[best]):.6f}"])
+    run.write_text("predictions.csv", text.getvalue())
+
+
+def show_metrics(display: Display, title: str, metrics: Mapping[str, Any]) -> None:
+    """Headline with its interval, then the classes and, for few of them, the confusion matrix."""
+    interval = f"{100 * metrics['accuracy']:.1f} % (95 % interval {_percent(metrics)}, n = {metrics['n']})"
+    rows = [["accuracy", interval], ["loss", f"{metrics['loss']:.4f}"]]
+    if "top5_accuracy" in metrics:
+        rows.append(["top-5 accuracy", f"{100 * metrics['top5_accuracy']:.1f} %"])
+    rows.append(["macro F1", f"{metrics['macro_f1']:.4f}"])
+    display.table(title, ["metric", "value"], rows)
+
+
+def show_classes(display: Display, metrics: Mapping[str, Any], most: int = 20) -> None:
+    """Precision, recall and F1 of each class; the confusion matrix beside them for up to twelve classes."""
+    per_class, confusion = metrics["per_class"], metrics["confusion"]
+    matrix = len(per_class) <= 12
+    columns = ["class", "n", "precision", "recall", "F1"]
+    columns += [f"→ {printable(row['class'])}" for row in per_class] if matrix else []
+    rows = [
+        [printable(row["class"]), row["support"], row["precision"], row["recall"], row["f1"]]
+        + (list(counts) if matrix else [])
+        for row, counts in zip(per_class, confusion, strict=True)
+    ]
+    title = "Classes (columns →: predicted as)" if matrix else "Classes"
+    if len(rows) > most:
+        rows = sorted(rows, key=lambda row: float(row[4]))[:most]
+        title += f": the {most} with the lowest F1 of {len(per_class)}"
+    display.table(title, columns, rows)
+
+
+def _percent(metrics: Mapping[str, Any]) -> str:
+    return f"{100 * metrics['accuracy_low']:.1f}–{100 * metrics['accuracy_high']:.1f}"
