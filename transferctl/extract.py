@@ -150,8 +150,8 @@ def _compare_with_scratch(
             settings = spec.target
             target = data.load_domain(settings.train, settings.val, settings.test, seed, domain="target")
             tables = _tables(seeded, model, task, target, compute, display)
-            model.add_new_head("target", target.classes, hidden=spec.head.hidden, dropout=spec.head.dropout, seed=seed)
-            model.to(compute.device)
+        model.add_new_head("target", target.classes, hidden=spec.head.hidden, dropout=spec.head.dropout, seed=seed)
+        model.to(compute.device)
         fitted = _fit_head(seeded, model, task, tables["train"], tables["val"], compute, display, None)
         model.load_state_dict(fitted.best_state, strict=False)
         scored = "test" if target.test else "val"

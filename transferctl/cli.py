@@ -1,0 +1,219 @@
+"""The commands: thin, each imports its verb when it runs. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from transferctl import __version__
+from transferctl.errors import ExitCode, SpecError, Terminated, TransferctlError, from_os_error
+
+if TYPE_CHECKING:
+    from transferctl.display import Display
+    from transferctl.yamlfile import SpecFile
+
+app = typer.Typer(
+    help="From a pretrained backbone and labelled images to the model that transfers best, driven by one YAML file.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 ok · 1 a bug · 2 usage or spec · 3 data · 4 checkpoint · 5 resources · 6 diverged · "
+    "7 run locked · 8 gate missed · 130 SIGINT · 143 SIGTERM",
+)
+
+SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="The YAML file.", show_default=False)]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")
+]
+RunsDirOption = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Where run folders go.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+RUNS = Path("runs")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"transferctl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: transferctl check configs/ants-bees-finetune.yaml")
+def check(spec: SpecArgument, set_: SetOption = None, json: JsonOption = False, debug: DebugOption = False) -> None:
+    """Print the plan and read all data; train nothing. Exits as training would."""
+
+    def verb(file: SpecFile, display: Display) -> dict[str, Any]:
+        from transferctl import check
+
+        return check.run(file.spec, display)
+
+    _run(verb, lambda: _load(spec, set_), json, debug)
+
+
+@app.command(epilog="Example: transferctl pretrain configs/quickstart.yaml --set pretrain.epochs=3")
+def pretrain(
+    spec: SpecArgument, set_: SetOption = None, runs_dir: RunsDirOption = RUNS, json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Stage 0: train the backbone on `source`. The run serves as backbone.weights."""
+
+    def verb(file: SpecFile, display: Display) -> dict[str, Any]:
+        from transferctl import pretrain
+
+        return pretrain.run(file.spec, runs_dir, display)
+
+    _run(verb, lambda: _load(spec, set_), json, debug)
+
+
+@app.command(epilog="Example: transferctl extract configs/ants-bees-extract.yaml --set optimizer.lr=0.003")
+def extract(
+    spec: SpecArgument, set_: SetOption = None, runs_dir: RunsDirOption = RUNS, json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Stage 1: train a new head on frozen features, computed once an image."""
+
+    def verb(file: SpecFile, display: Display) -> dict[str, Any]:
+        from transferctl import extract
+
+        return extract.run(file.spec, runs_dir, display)
+
+    _run(verb, lambda: _load(spec, set_), json, debug)
+
+
+@app.command(epilog="Example: transferctl finetune configs/ants-bees-finetune.yaml --from runs/20261124-015703-extract-ants-bees")
+def finetune(
+    spec: SpecArgument, set_: SetOption = None, runs_dir: RunsDirOption = RUNS,
+    from_: Annotated[Path | None, typer.Option("--from", metavar="RUN", help="Start from this run's best model.")] = None,
+    json: JsonOption = False, debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Stage 2: thaw layers and minimise L_S + λ·L_T (L_T alone without `source`)."""
+
+    def verb(file: SpecFile, display: Display) -> dict[str, Any]:
+        from transferctl import finetune
+
+        return finetune.run(file.spec, runs_dir, display, from_)
+
+    _run(verb, lambda: _load(spec, set_), json, debug)
+
+
+@app.command("eval", epilog="Example: transferctl eval runs/20261124-015703-extract-ants-bees --fail-if 'accuracy<0.9'")
+def evaluate(
+    run: RunArgument,
+    data: Annotated[str | None, typer.Option("--data", metavar="PATH", help="A folder or manifest to score on instead.")] = None,
+    split: Annotated[str, typer.Option("--split", help="train, val or test of the run's own data.")] = "val",
+    checkpoint: Annotated[str, typer.Option("--checkpoint", help="best or last.")] = "best",
+    fail_if: Annotated[
+        list[str] | None, typer.Option("--fail-if", metavar="CONDITION", help="Exit 8 if it holds: 'accuracy<0.9'; repeatable.")
+    ] = None,
+    set_: SetOption = None, runs_dir: RunsDirOption = RUNS, json: JsonOption = False, debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Score a run's model: loss, accuracy with its interval, per class, confusion matrix."""
+
+    def verb(file: SpecFile, display: Display) -> dict[str, Any]:
+        from transferctl import evaluate
+
+        return evaluate.run(
+            file.spec, run, runs_dir, display, which=checkpoint, split=split, data_path=data, gates=fail_if or []
+        )
+
+    def load() -> SpecFile:
+        from transferctl import evaluate
+
+        _one_of("--split", split, ("train", "val", "test"))
+        _one_of("--checkpoint", checkpoint, ("best", "last"))
+        for text in fail_if or []:
+            evaluate.parse_gate(text)
+        return evaluate.load_spec(run, set_ or [])
+
+    _run(verb, load, json, debug)
+
+
+@app.command(epilog="Example: transferctl schema > transferctl.schema.json")
+def schema() -> None:
+    """Print the spec's JSON Schema, for editors."""
+    import json
+
+    from transferctl.spec import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+def _load(spec: Path, overrides: list[str] | None) -> SpecFile:
+    from transferctl import yamlfile
+
+    return yamlfile.load(spec, overrides or [])
+
+
+def _one_of(flag: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        from transferctl.errors import Problem
+
+        raise SpecError([Problem("", f"must be one of {', '.join(choices)}", f"{flag} {value}")])
+
+
+def _run(
+    verb: Callable[[SpecFile, Display], dict[str, Any]], load: Callable[[], SpecFile], as_json: bool, debug: bool
+) -> None:
+    """Run a verb; turn every ending into one message and its exit code."""
+    from transferctl.display import Display
+
+    display = Display(as_json)
+    signal.signal(signal.SIGTERM, _terminate)
+    file: SpecFile | None = None
+    code, message = ExitCode.BUG, ""
+    try:
+        file = load()
+        display.json(verb(file, display))
+        return
+    except SpecError as error:
+        code, message = error.exit_code, str(file.locate(error) if file else error)
+    except TransferctlError as error:
+        code, message = error.exit_code, str(error)
+    except KeyboardInterrupt:
+        code, message = ExitCode.INTERRUPTED, "interrupted (SIGINT)"
+    except Terminated:
+        code, message = ExitCode.TERMINATED, "terminated (SIGTERM)"
+    except MemoryError:
+        code, message = ExitCode.RESOURCES, "out of memory; lower batch_size or preprocess.crop"
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code, message = ExitCode.RESOURCES, "stdout was closed"
+    except OSError as error:
+        code, message = ExitCode.RESOURCES, str(from_os_error(error))
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            code, message = ExitCode.RESOURCES, "the GPU is out of memory; lower batch_size or preprocess.crop"
+        else:
+            text = " ".join(str(error).split())
+            message = f"this is a bug in transferctl: {type(error).__name__}: {text}; run again with --debug and report it"
+    if debug:
+        traceback.print_exc()
+    display.error(message)
+    with contextlib.suppress(BrokenPipeError):
+        display.json({"status": "failed", "exit_code": int(code), "error": message})
+    raise typer.Exit(int(code))
+
+
+def _terminate(signum: int, frame: object) -> None:
+    raise Terminated
+
+
+def main() -> None:
+    app(prog_name="transferctl")

@@ -1,0 +1,125 @@
+"""How good a run's model is on labelled data, through the class map and preprocessing that it carries."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from transferctl import checkpoint, data, loaders, pipeline, results, runs, training, yamlfile
+from transferctl.data import Split
+from transferctl.display import Display
+from transferctl.errors import CheckpointError, GateMissed, Problem, SpecError
+from transferctl.model import restore
+from transferctl.settings import DataSettings
+from transferctl.spec import Spec, TargetSettings
+
+SCORING_BATCH = 256
+_COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+
+
+def load_spec(run: Path, overrides: Sequence[str]) -> yamlfile.SpecFile:
+    """The resolved spec that a run was made with. Raises CheckpointError where there is none."""
+    if not (run / "spec.yaml").is_file():
+        raise CheckpointError(f"{run}: is no run folder (it has no spec.yaml)")
+    return yamlfile.load(run / "spec.yaml", overrides)
+
+
+def run(
+    spec: Spec, trained: Path, runs_dir: Path, display: Display, *, which: str, split: str, data_path: str | None,
+    gates: Sequence[str],
+) -> dict[str, Any]:  # fmt: skip
+    """Score a checkpoint on a split of its own data, or on `data_path` (a folder or manifest).
+
+    Raises GateMissed (exit 8) after everything is written, where a `--fail-if` condition holds.
+    """
+    conditions = [parse_gate(text) for text in gates]
+    saved = checkpoint.load(trained, which)
+    model = restore(saved)
+    domain = "target" if "target" in model.heads else "source"
+    compute = pipeline.chosen_device(spec, display)
+    task = pipeline.task_of(spec)
+    display.note(f"model: {saved.path}; preprocessing: {model.preprocessing}")
+    scored = _data(spec, model.classes[domain], domain, split, data_path, display)
+    if spec.on_bad_sample == "skip":
+        scored = pipeline.readable_rows(scored, spec.workers, display)
+    model.to(compute.device)
+    with runs.start(runs_dir, "eval", spec.name, yamlfile.dump(spec), display) as folder:
+        fingerprints = {f"{domain}.{scored.name}": scored.fingerprint()}
+        folder.write_json("environment.json", runs.environment(spec.seed, str(compute), fingerprints))
+        folder.write_json("classes.json", {domain: list(model.classes[domain])})
+        logits: list[torch.Tensor] = []
+        workers = loaders.workers_for(spec.workers, scored)
+        batches = loaders.evaluation_batches(
+            scored, task, model.preprocessing, batch_size=SCORING_BATCH, workers=workers
+        )
+        metrics = training.measure(model, task, batches, model.features, compute, domain, logits.append)
+        results.write_predictions(folder, scored, model.classes[domain], torch.cat(logits))
+        folder.log_metrics(split=scored.name, **training.headline(metrics))
+        folder.summary |= {"evaluated": str(trained), "checkpoint": saved.path.name, "split": scored.name, **metrics}
+        results.show_metrics(display, f"{trained.name}, {which}, on {data_path or scored.name}", metrics)
+        results.show_classes(display, metrics)
+        display.result(str(folder.path))
+        missed = [text for text, gate in zip(gates, conditions, strict=True) if _holds(gate, metrics)]
+        if missed:
+            values = ", ".join(f"{text} ({metrics[gate[0]]:.4f})" for text, gate in zip(gates, conditions, strict=True) if text in missed)
+            raise GateMissed(f"{trained}: gate missed: {values}")
+    return folder.summary
+
+
+Gate = tuple[str, str, float]
+
+
+def parse_gate(text: str) -> Gate:
+    """'accuracy<0.9' -> (metric, comparison, number). Raises SpecError."""
+    match = re.fullmatch(r"\s*([a-z0-9_]+)\s*(<=|>=|<|>)\s*([-+0-9.eE]+)\s*", text)
+    try:
+        if match:
+            return match[1], match[2], float(match[3])
+    except ValueError:
+        pass
+    message = "write a metric, <, <=, > or >=, and a number, such as accuracy<0.9"
+    raise SpecError([Problem("", message, f"--fail-if {text}")])
+
+
+def _holds(gate: Gate, metrics: Mapping[str, Any]) -> bool:
+    """A number that is not finite passes no gate."""
+    name, comparison, limit = gate
+    known = training.headline(metrics)
+    if name not in known:
+        message = f"there is no metric {name!r} here; there are {', '.join(known)}"
+        raise SpecError([Problem("", message, f"--fail-if {name}{comparison}{limit:g}")])
+    value = float(known[name])
+    return value != value or bool(_COMPARISONS[comparison](value, limit))
+
+
+def _data(
+    spec: Spec, classes: Sequence[str], domain: str, split: str, data_path: str | None, display: Display
+) -> Split:
+    if data_path is not None:
+        settings = TargetSettings.model_validate({"train": data_path}).train
+        return _mapped(settings, spec, classes, "val", f"--data {data_path}", display)
+    own = spec.target if domain == "target" else spec.source
+    assert own is not None
+    held = getattr(own, split, None)
+    if split != "train" and isinstance(held, DataSettings):
+        return _mapped(held, spec, classes, split, domain, display)
+    if held is None:
+        raise SpecError([Problem("", f"the run's spec has no {domain}.{split}", f"--split {split}")])
+    whole = data.load_domain(own.train, own.val, None, spec.seed, domain=domain)
+    if tuple(whole.classes) != tuple(classes):
+        raise CheckpointError(f"{domain}.train has other classes now than the model; name the data with --data")
+    return whole.train if split == "train" else whole.val
+
+
+def _mapped(
+    settings: DataSettings, spec: Spec, classes: Sequence[str], role: str, label: str, display: Display
+) -> Split:
+    found, notes = data.load_labelled(settings, classes, spec.seed, role=role, label=label)
+    for note in notes:
+        display.warn(note)
+    return found
