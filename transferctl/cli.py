@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from transferctl import __version__
-from transferctl.errors import ExitCode, SpecError, Terminated, TransferctlError, from_os_error
+from transferctl.errors import ExitCode, GateMissed, SpecError, Terminated, TransferctlError, from_os_error
 
 if TYPE_CHECKING:
     from transferctl.display import Display
@@ -178,12 +178,15 @@ def _run(
     signal.signal(signal.SIGTERM, _terminate)
     file: SpecFile | None = None
     code, message = ExitCode.BUG, ""
+    numbers: dict[str, Any] = {}
     try:
         file = load()
         display.json(verb(file, display))
         return
     except SpecError as error:
         code, message = error.exit_code, str(file.locate(error) if file else error)
+    except GateMissed as error:
+        code, message, numbers = error.exit_code, str(error), error.summary
     except TransferctlError as error:
         code, message = error.exit_code, str(error)
     except KeyboardInterrupt:
@@ -207,7 +210,7 @@ def _run(
         traceback.print_exc()
     display.error(message)
     with contextlib.suppress(BrokenPipeError):
-        display.json({"status": "failed", "exit_code": int(code), "error": message})
+        display.json(numbers | {"status": "failed", "exit_code": int(code), "error": message})
     raise typer.Exit(int(code))
 
 

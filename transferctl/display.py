@@ -26,8 +26,14 @@ class Display:
         self.terminal = sys.stderr.isatty()
         self._log: IO[str] | None = None
 
-    def log_to(self, path: Path) -> None:
-        self._log = path.open("a", encoding="utf-8", buffering=1)
+    @contextmanager
+    def log_to(self, path: Path) -> Iterator[None]:
+        """Everything shown inside goes into this file too."""
+        with path.open("a", encoding="utf-8", buffering=1) as self._log:
+            try:
+                yield
+            finally:
+                self._log = None
 
     def note(self, text: str) -> None:
         """Something chosen or noticed on the user's behalf."""

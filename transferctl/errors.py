@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class ExitCode(IntEnum):
@@ -86,9 +86,13 @@ class DivergedError(TransferctlError):
 
 
 class GateMissed(TransferctlError):
-    """`eval --fail-if` found its condition true."""
+    """`eval --fail-if` found its condition true. The evaluation is done: `summary` has its numbers."""
 
     exit_code = ExitCode.GATE_MISSED
+
+    def __init__(self, message: str, summary: dict[str, Any]):
+        super().__init__(message)
+        self.summary = summary
 
 
 class Terminated(BaseException):

@@ -63,11 +63,12 @@ def run(
         folder.summary |= {"evaluated": str(trained), "checkpoint": saved.path.name, "split": scored.name, **metrics}
         results.show_metrics(display, f"{trained.name}, {which}, on {data_path or scored.name}", metrics)
         results.show_classes(display, metrics)
-        display.result(str(folder.path))
-        missed = [text for text, gate in zip(gates, conditions, strict=True) if _holds(gate, metrics)]
-        if missed:
-            values = ", ".join(f"{text} ({metrics[gate[0]]:.4f})" for text, gate in zip(gates, conditions, strict=True) if text in missed)
-            raise GateMissed(f"{trained}: gate missed: {values}")
+        missed = [f"{text} (it is {metrics[gate[0]]:.4f})" for text, gate in zip(gates, conditions, strict=True)
+                  if _holds(gate, metrics)]
+        folder.summary["gates_missed"] = missed
+    display.result(str(folder.path))
+    if missed:
+        raise GateMissed(f"{trained}: gate missed: {'; '.join(missed)}", folder.summary)
     return folder.summary
 
 

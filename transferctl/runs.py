@@ -14,11 +14,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from transferctl.display import Display
 from transferctl.errors import ExitCode, Terminated, TransferctlError, from_os_error
@@ -29,10 +29,10 @@ SCHEMA_VERSION = 1
 class Run:
     """An open run folder. `summary` is what summary.json will say."""
 
-    def __init__(self, path: Path, verb: str, name: str):
+    def __init__(self, path: Path, verb: str, name: str, metrics: IO[str]):
         self.path = path
         self.summary: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "verb": verb, "name": name, "run": str(path)}
-        self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._metrics = metrics
 
     def log_metrics(self, **values: Any) -> None:
         """One line of metrics.jsonl, on disk when this returns (to the operating system's buffers)."""
@@ -54,9 +54,10 @@ def start(runs_dir: Path, verb: str, name: str, spec_yaml: str, display: Display
     started = time.monotonic()
     try:
         path = _new_folder(runs_dir, f"{datetime.now():%Y%m%d-%H%M%S}-{verb}-{name}")
-        run = Run(path, verb, name)
-        run.write_text("spec.yaml", spec_yaml)
-        display.log_to(path / "log.txt")
+        write_atomically(path / "spec.yaml", spec_yaml)
+        files = ExitStack()
+        files.enter_context(display.log_to(path / "log.txt"))
+        run = Run(path, verb, name, files.enter_context(_line_buffered(path / "metrics.jsonl")))
     except OSError as error:
         raise from_os_error(error, runs_dir) from None
     status, code, message = "finished", ExitCode.OK, ""
@@ -78,6 +79,7 @@ def start(runs_dir: Path, verb: str, name: str, spec_yaml: str, display: Display
         status, code, message = "failed", ExitCode.BUG, f"{type(error).__name__}: {error}"
         raise
     finally:
+        files.close()
         ended = {"status": status, "exit_code": int(code), **({"error": message} if message else {})}
         run.summary |= ended | {"elapsed_s": round(time.monotonic() - started, 3)}
         try:
@@ -85,6 +87,10 @@ def start(runs_dir: Path, verb: str, name: str, spec_yaml: str, display: Display
         except OSError as error:
             if status == "finished":
                 raise from_os_error(error, run.path) from None
+
+
+def _line_buffered(path: Path) -> IO[str]:
+    return path.open("a", encoding="utf-8", buffering=1)
 
 
 def _new_folder(runs_dir: Path, name: str) -> Path:

@@ -25,10 +25,16 @@ def _resolve(value: Any, info: ValidationInfo) -> Any:
     """A relative path is looked for beside the YAML file first, then in the working folder."""
     if not isinstance(value, str):
         return value
-    path = Path(value).expanduser()
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError(f"there is no such user's home folder: {value!r}") from None
     folders: tuple[Path, ...] = (info.context or {}).get("folders", (Path.cwd(),))
     candidates = [folder / path for folder in folders]
-    found = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
+    try:
+        found = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
+    except (OSError, ValueError) as error:  # too long, a folder that may not be entered, a NUL
+        raise ValueError(f"cannot look for this path: {getattr(error, 'strerror', None) or error}") from None
     return Path(found).absolute()
 
 

@@ -70,7 +70,7 @@ def _backbone_shorthand(value: Any) -> Any:
 class HeadSettings(Settings):
     """The target head: hidden layers (Linear, ReLU), then Linear(…, size)."""
 
-    size: int | Literal["auto"] = Field("auto", description="Outputs; auto = the classes found.")
+    size: Annotated[int, Field(gt=0)] | Literal["auto"] = Field("auto", description="Outputs; auto = the classes found.")
     hidden: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(strict=False)] = Field(
         (), description="Widths of hidden layers before the last one; none makes a linear head."
     )
@@ -286,7 +286,7 @@ class Spec(TrainingSettings):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="Arithmetic of the backbone; auto = bf16 on GPUs that have it, else fp32."
     )
-    workers: int | Literal["auto"] = Field(
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="Processes that decode images; 0 decodes in the main process."
     )
     backbone: Annotated[

@@ -23,6 +23,8 @@ from transferctl.spec import Spec
 
 MAX_BYTES = 256 * 1024
 MAX_NODES = 10_000
+MAX_DEPTH = 50
+MAX_DIGITS = 300  # of a whole number; Python refuses to parse more than 4,300, floats end at 308
 
 Key = tuple[str | int, ...]
 
@@ -53,10 +55,14 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> SpecFile:
         found = "empty" if tree is None else f"a {_kind(tree)}"
         raise SpecError([Problem("", f"a spec is a mapping of settings; this file is {found}", f"{path}:1")])
     for override in overrides:
-        document.override(tree, override)
+        try:
+            document.override(tree, override)
+        except SpecError as error:
+            document.problems += error.problems
     tree.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("-._") or "run")
-    problems = [*document.problems, *_problems(tree, document.positions, path)]
-    if problems:
+    told = {problem.key for problem in document.problems if problem.key}
+    more = [problem for problem in _problems(tree, document.positions, path) if problem.key not in told]
+    if problems := [*document.problems, *more]:
         raise SpecError(problems)
     return SpecFile(_validate(tree, path), path, document.positions)
 
@@ -94,13 +100,14 @@ class _CoreDumper(yaml.SafeDumper):
 
 
 _TAG = "tag:yaml.org,2002:"
+_SCALARS = {
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
+    "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+}
 for _class in (_CoreLoader, _CoreDumper):
-    for _name, _pattern in (
-        ("null", r"~|null|Null|NULL|"),
-        ("bool", r"true|True|TRUE|false|False|FALSE"),
-        ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"),
-        ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
-    ):
+    for _name, _pattern in _SCALARS.items():
         _class.add_implicit_resolver(_TAG + _name, re.compile(rf"^(?:{_pattern})$"), None)
 
 
@@ -110,8 +117,8 @@ def _read_text(path: Path) -> str:
             data = file.read(MAX_BYTES + 1)
     except IsADirectoryError:
         raise SpecError([Problem("", "is a folder; name a YAML file in it", str(path))]) from None
-    except OSError as error:
-        message = f"cannot read the spec: {error.strerror}{_similar_files(path)}"
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        message = f"cannot read the spec: {getattr(error, 'strerror', None) or error}{_similar_files(path)}"
         raise SpecError([Problem("", message, str(path))]) from None
     if len(data) > MAX_BYTES:
         raise SpecError([Problem("", f"is larger than {MAX_BYTES // 1024} KiB; that is no spec", str(path))])
@@ -124,9 +131,10 @@ def _read_text(path: Path) -> str:
 
 
 def _similar_files(path: Path) -> str:
-    if not path.parent.is_dir():
+    try:
+        names = [entry.name for entry in path.parent.iterdir() if entry.suffix in (".yaml", ".yml")]
+    except OSError:
         return ""
-    names = [entry.name for entry in path.parent.iterdir() if entry.suffix in (".yaml", ".yml")]
     return _did_you_mean(path.name, names)
 
 
@@ -158,7 +166,9 @@ class _Document:
         self._nodes += 1
         if self._nodes > MAX_NODES or id(node) in ancestors:
             raise SpecError([Problem("", "aliases expand to too much; write the values out", where)])
-        if not node.tag.startswith(_TAG) or node.tag.removeprefix(_TAG) not in _BUILDERS:
+        if len(key) > MAX_DEPTH:
+            raise SpecError([Problem("", "is nested too deeply", where)])
+        if not _has_plain_tag(node):
             message = f"tags ({_shown_tag(node.tag)}) are not accepted; write a plain value"
             self.problems.append(Problem(dotted(key), message, where))
             return None
@@ -166,6 +176,9 @@ class _Document:
             return self._mapping(node, key, (*ancestors, id(node)))
         if isinstance(node, yaml.SequenceNode):
             return [self._build(item, (*key, i), (*ancestors, id(node))) for i, item in enumerate(node.value)]
+        if node.tag == f"{_TAG}int" and len(node.value) > MAX_DIGITS:
+            self.problems.append(Problem(dotted(key), "has too many digits", where))
+            return None
         return _scalar(node)
 
     def _mapping(self, node: yaml.MappingNode, key: Key, ancestors: tuple[int, ...]) -> dict[str, Any]:
@@ -190,15 +203,17 @@ class _Document:
         flag = f"--set {assignment}"
         path, separator, text = assignment.partition("=")
         key = _split(path.strip())
-        if not separator or not all(key):
+        if not separator or not key or not all(key):
             raise SpecError([Problem("", "write it as key=value, such as optimizer.lr=0.003", flag)])
+        if len(key) > MAX_DEPTH:
+            raise SpecError([Problem("", "is nested too deeply", flag)])
         inner = _Document(flag)
         value = inner.parse(text)
         self.problems += inner.problems
         for depth, name in enumerate(key[:-1], 1):
             if not isinstance(tree.setdefault(str(name), {}), dict):
-                parent, shown = dotted(key[:depth]), tree[str(name)]
-                message = f"{parent} is {shown!r} here, not a mapping; set {parent} whole: '{parent}={{…}}'"
+                parent, shown = dotted(key[:depth]), _shown(tree[str(name)])
+                message = f"{parent} is {shown} here, not a mapping; set {parent} whole: '{parent}={{…}}'"
                 raise SpecError([Problem(dotted(key), message, flag)])
             tree = tree[str(name)]
         tree[str(key[-1])] = value
@@ -209,7 +224,12 @@ class _Document:
         self.positions |= {(*key, *inside): flag for inside in inner.positions}
 
 
-_BUILDERS = {"null", "bool", "int", "float", "str", "map", "seq"}
+def _has_plain_tag(node: yaml.Node) -> bool:
+    """Whether the tag is the one that the value has anyway; `!!str 05` is but a way to quote."""
+    if isinstance(node, yaml.ScalarNode):
+        pattern = _SCALARS.get(node.tag.removeprefix(_TAG))
+        return node.tag == f"{_TAG}str" or bool(pattern and re.fullmatch(pattern, node.value))
+    return bool(node.tag == _TAG + ("map" if isinstance(node, yaml.MappingNode) else "seq"))
 
 
 def _scalar(node: yaml.ScalarNode) -> Any:
@@ -220,13 +240,11 @@ def _scalar(node: yaml.ScalarNode) -> Any:
         return text.lower() == "true"
     if kind == "int":
         base = {"0o": 8, "0x": 16}.get(text[:2], 10)
-        # Python refuses to parse ints of more than 4,300 digits; nobody means one.
-        whole = WrittenInt(int(text, base) if len(text) < 400 else 10**400)
+        whole = WrittenInt(int(text, base))
         whole.text = text
         return whole
     if kind == "float":
-        real = WrittenFloat(float(text.replace(".inf", "inf").replace(".nan", "nan").lower().lstrip(".")
-                                  if re.search("inf|nan", text, re.I) else text))
+        real = WrittenFloat(re.sub(r"\.(?=inf|nan)", "", text.lower()))
         real.text = text
         return real
     return text
@@ -236,7 +254,7 @@ def _syntax_message(error: yaml.MarkedYAMLError) -> str:
     text = _one_line(error.problem or error.context or error)
     if r"'\t'" in text:
         return "a tab stands where YAML wants spaces; indent with spaces"
-    if "expected a single document" in text:
+    if "found another document" in text:
         return "holds more than one document; a spec is one (remove the second '---')"
     if "undefined alias" in text:
         return f"{text}; define it with & first"
@@ -295,7 +313,7 @@ def _explain_all(
         by_key.setdefault(_raw_key(detail, tree), []).append(detail)
     for key, group in by_key.items():
         deeper = any(other != key and other[: len(key)] == key for other in by_key)
-        if deeper and all(detail["type"] in _TYPE_WORDS for detail in group):
+        if deeper and all(detail["type"] in {*_TYPE_WORDS, "literal_error"} for detail in group):
             continue  # the union's other branch already says what is wrong inside
         yield Problem(dotted(key), _sentence(key, group, tree), _where(positions, key))
 
@@ -416,6 +434,8 @@ def _suggest_key(key: Key) -> str:
     written, parent = str(key[-1]), key[:-1]
     settings = _all_settings()
     siblings = [name[-1] for name in settings if name[:-1] == tuple(p for p in parent if isinstance(p, str))]
+    if written in siblings:
+        return f" of this kind of {parent[-1]}" if parent else ""
     if near := difflib.get_close_matches(written, siblings, 1, 0.6):
         return f"; did you mean {dotted((*parent, near[0]))}?"
     lasts = {name[-1]: dotted(name) for name in sorted(settings, key=len, reverse=True)}

@@ -1,0 +1,70 @@
+"""What is frozen stays as it is, whoever calls .train(); what is thawed moves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from transferctl.backbones import torchvision as plugin
+from transferctl.errors import SpecError
+from transferctl.model import TransferModel, frozen_parameters
+from transferctl.preprocess import Preprocessing
+
+
+def _model() -> TransferModel:
+    torch.manual_seed(0)
+    backbone, _ = plugin.build("resnet18", image_size=32)
+    model = TransferModel("torchvision", backbone, Preprocessing(32, 32), "classification")
+    model.add_new_head("target", ["x", "y"], hidden=(), dropout=0.0, seed=0)
+    return model
+
+
+def _train_a_step(model: TransferModel) -> None:
+    model.train()
+    images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model.heads["target"](model.features(images)).square().mean().backward()
+    optimizer.step()
+
+
+def test_frozen_stages_keep_weights_and_running_statistics() -> None:
+    model = _model()
+    model.freeze("layer3", batchnorm_trains=True)
+    before = {name: tensor.clone() for name, tensor in model.backbone.net.state_dict().items()}
+    _train_a_step(model)
+    moved = {name for name, tensor in model.backbone.net.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved
+    assert all(name.startswith("layer4.") for name in moved)
+    assert any("running_mean" in name for name in moved)
+
+
+def test_frozen_batchnorm_keeps_statistics_of_thawed_stages_and_trains_their_scale() -> None:
+    model = _model()
+    model.freeze("none", batchnorm_trains=False)
+    before = {name: tensor.clone() for name, tensor in model.backbone.net.state_dict().items()}
+    _train_a_step(model)
+    moved = {name for name, tensor in model.backbone.net.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert not any("running" in name or "num_batches" in name for name in moved)
+    assert "layer1.0.bn1.weight" in moved
+
+
+def test_patterns_freeze_what_they_match_and_a_pattern_that_matches_nothing_is_an_error() -> None:
+    model = _model()
+    frozen = frozen_parameters(model.backbone, ["layer1.*", "conv1.weight"])
+    assert "layer1.0.conv1.weight" in frozen
+    assert "layer2.0.conv1.weight" not in frozen
+    with pytest.raises(SpecError, match=r"layer9\.\* *'? matches no parameter"):
+        frozen_parameters(model.backbone, ["layer1.*", "layer9.*"])
+
+
+def test_an_unknown_stage_suggests_the_nearest() -> None:
+    with pytest.raises(SpecError, match="did you mean layer3"):
+        frozen_parameters(_model().backbone, "layr3")
+
+
+def test_frozen_layers_build_no_graph() -> None:
+    model = _model()
+    model.freeze("all", batchnorm_trains=False)
+    model.train()
+    assert not model.features(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).pooled.requires_grad
+    assert not any(module.training for module in model.backbone.net.modules())

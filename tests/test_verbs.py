@@ -1,0 +1,186 @@
+"""The verbs end to end, through the real command line, on small images and a small network."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from transferctl.cli import app
+
+Folder = Callable[..., Path]
+
+SPEC = """
+name: tiny
+backbone: {name: resnet18, weights: none}
+preprocess: {resize: 36, crop: 32}
+target: {train: train, val: val}
+epochs: 3
+batch_size: 8
+workers: 0
+optimizer: {lr: 0.05}
+"""
+
+
+def invoke(*arguments: object) -> tuple[int, dict[str, Any]]:
+    """Exit code and the one JSON object on stdout."""
+    result = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+    assert "Traceback" not in result.output
+    return result.exit_code, json.loads(result.stdout)
+
+
+@pytest.fixture
+def spec(tmp_path: Path, image_folder: Folder) -> Path:
+    image_folder("train", ants=12, bees=13, wasps=11)
+    image_folder("val", ants=6, bees=5, wasps=4)
+    (tmp_path / "tiny.yaml").write_text(SPEC)
+    return tmp_path / "tiny.yaml"
+
+
+def run_of(answer: dict[str, Any]) -> Path:
+    return Path(answer["run"])
+
+
+def test_extract_then_finetune_then_eval(spec: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    code, extracted = invoke("extract", spec, "--runs-dir", runs, "--set", "epochs=20")
+    assert code == 0
+    assert extracted["best"]["val"]["accuracy"] >= 0.8
+    files = {path.name for path in run_of(extracted).iterdir()}
+    assert files >= {
+        "spec.yaml", "environment.json", "metrics.jsonl", "summary.json", "classes.json", "log.txt",
+        "predictions.csv", "checkpoints",
+    }  # fmt: skip
+    assert json.loads((run_of(extracted) / "classes.json").read_text())["target"] == ["ants", "bees", "wasps"]
+
+    code, tuned = invoke("finetune", spec, "--runs-dir", runs, "--from", run_of(extracted), "--set", "frozen=layer3")
+    assert code == 0
+    assert tuned["last"]["epoch"] == 3
+
+    code, scored = invoke("eval", run_of(tuned), "--runs-dir", runs)
+    assert code == 0
+    assert scored["accuracy"] == tuned["best"]["val"]["accuracy"]
+    assert scored["loss"] == pytest.approx(tuned["best"]["val"]["loss"], abs=1e-9)
+
+
+def test_extract_leaves_the_backbone_as_it_was(spec: Path, tmp_path: Path) -> None:
+    states = []
+    for epochs in (1, 5):
+        _, answer = invoke("extract", spec, "--runs-dir", tmp_path / "runs", "--set", f"epochs={epochs}")
+        states.append(load_file(run_of(answer) / "checkpoints" / "last" / "model.safetensors"))
+    for name in states[0]:
+        assert torch.equal(states[0][name], states[1][name]) == name.startswith("backbone.")
+
+
+def test_a_finished_runs_spec_run_again_gives_the_same_weights(spec: Path, tmp_path: Path) -> None:
+    _, first = invoke("finetune", spec, "--runs-dir", tmp_path / "a", "--set", "epochs=2")
+    _, again = invoke("finetune", run_of(first) / "spec.yaml", "--runs-dir", tmp_path / "b")
+    one, two = (load_file(run_of(r) / "checkpoints" / "last" / "model.safetensors") for r in (first, again))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_number_of_workers_changes_nothing(spec: Path, tmp_path: Path) -> None:
+    states = []
+    for workers in (0, 2):
+        arguments = ("--set", "epochs=1", "--set", f"workers={workers}", "--runs-dir", tmp_path / "runs")
+        _, answer = invoke("finetune", spec, *arguments)
+        states.append(load_file(run_of(answer) / "checkpoints" / "last" / "model.safetensors"))
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_eval_through_a_manifest_with_folders_in_another_order_gives_the_identical_score(
+    spec: Path, tmp_path: Path
+) -> None:
+    _, trained = invoke("extract", spec, "--runs-dir", tmp_path / "runs")
+    renamed = {"ants": "z", "bees": "m", "wasps": "a"}
+    rows = ["path,label"]
+    for name, other in renamed.items():
+        (tmp_path / "val" / name).rename(tmp_path / "val" / other)
+        rows += [f"val/{other}/{path.name},{name}" for path in sorted((tmp_path / "val" / other).iterdir())]
+    (tmp_path / "renamed.csv").write_text("\n".join(rows))
+    code, scored = invoke("eval", run_of(trained), "--data", tmp_path / "renamed.csv", "--runs-dir", tmp_path / "runs")
+    assert code == 0
+    best = trained["best"]["val"]
+    assert {key: scored[key] for key in ("accuracy", "confusion")} == {key: best[key] for key in ("accuracy", "confusion")}
+
+
+def test_a_missed_gate_exits_8_with_the_numbers_and_a_met_gate_exits_0(spec: Path, tmp_path: Path) -> None:
+    _, trained = invoke("extract", spec, "--runs-dir", tmp_path / "runs")
+    code, answer = invoke("eval", run_of(trained), "--fail-if", "accuracy<1.01", "--runs-dir", tmp_path / "runs")
+    assert (code, answer["exit_code"]) == (8, 8)
+    assert answer["n"] == 15
+    code, _ = invoke("eval", run_of(trained), "--fail-if", "accuracy<0", "--runs-dir", tmp_path / "runs")
+    assert code == 0
+    code, _ = invoke("eval", run_of(trained), "--fail-if", "accurcy<0.5", "--runs-dir", tmp_path / "runs")
+    assert code == 2
+
+
+def test_every_broken_image_is_named_and_skip_leaves_them_out(spec: Path, tmp_path: Path) -> None:
+    (tmp_path / "train" / "ants" / "empty.jpg").touch()
+    (tmp_path / "train" / "bees" / "text.jpg").write_text("not an image")
+    code, answer = invoke("finetune", spec, "--runs-dir", tmp_path / "runs")
+    assert code == 3
+    assert "empty.jpg is empty" in answer["error"]
+    assert "text.jpg is not a readable image" in answer["error"]
+    code, answer = invoke("check", spec)
+    assert code == 3
+    code, answer = invoke("extract", spec, "--runs-dir", tmp_path / "runs", "--set", "on_bad_sample=skip")
+    assert code == 0
+    assert "skipped: " in (run_of(answer).parent / run_of(answer).name / "log.txt").read_text() or answer["best"]
+
+
+def test_diverging_training_exits_6_and_leaves_no_best(spec: Path, tmp_path: Path) -> None:
+    code, answer = invoke("finetune", spec, "--runs-dir", tmp_path / "runs", "--set", "optimizer.lr=1e30")
+    assert code == 6
+    assert "step" in answer["error"]
+    assert not list((tmp_path / "runs").glob("*/checkpoints/best"))
+
+
+def test_check_counts_what_is_trained_and_finds_identical_images_across_splits(spec: Path, tmp_path: Path) -> None:
+    copied = (tmp_path / "train" / "ants" / "0.png").read_bytes()
+    (tmp_path / "val" / "ants" / "copy.png").write_bytes(copied)
+    code, plan = invoke("check", spec, "--set", "frozen=layer3")
+    assert code == 0
+    assert plan["trained_parameters"] == 8_393_728 + 512 * 3 + 3
+    assert len(plan["duplicates_across_splits"]) == 1
+
+
+def test_pretrained_run_is_weights_and_keeps_its_head_as_source_head(spec: Path, tmp_path: Path) -> None:
+    source = "source={train: {dataset: digits, classes: [0, 1], per_class: 20}, val: {dataset: digits, classes: [0, 1]}}"
+    runs = tmp_path / "runs"
+    code, stage0 = invoke("pretrain", spec, "--set", source, "--set", "pretrain.epochs=2", "--runs-dir", runs)
+    assert code == 0
+    code, answer = invoke("extract", spec, "--set", f"backbone.weights={run_of(stage0)}", "--runs-dir", runs)
+    assert code == 0
+    assert json.loads((run_of(answer) / "classes.json").read_text())["source"] == ["0", "1"]
+    before = load_file(run_of(stage0) / "checkpoints" / "best" / "model.safetensors")
+    after = load_file(run_of(answer) / "checkpoints" / "best" / "model.safetensors")
+    shared = [name for name in before if not name.startswith("heads.target")]
+    assert all(torch.equal(before[name], after[name]) for name in shared)
+
+
+def test_joint_fine_tuning_logs_both_losses(spec: Path, tmp_path: Path) -> None:
+    source = "source={train: {dataset: digits, classes: [0, 1], per_class: 20}, val: {dataset: digits, classes: [0, 1]}}"
+    code, answer = invoke("finetune", spec, "--set", source, "--set", "lambda=0.5", "--runs-dir", tmp_path / "runs")
+    assert code == 0
+    lines = [json.loads(line) for line in (run_of(answer) / "metrics.jsonl").read_text().splitlines()]
+    train = [line for line in lines if line["split"] == "train"]
+    assert len(train) == 3
+    for line in train:
+        assert line["loss"] == pytest.approx(line["loss_source"] + 0.5 * line["loss_target"], rel=1e-5)
+
+
+def test_predictions_name_every_validation_image(spec: Path, tmp_path: Path) -> None:
+    _, answer = invoke("extract", spec, "--runs-dir", tmp_path / "runs")
+    with (run_of(answer) / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 15
+    right = sum(row["label"] == row["predicted"] for row in rows)
+    assert right / 15 == pytest.approx(answer["best"]["val"]["accuracy"])
