@@ -64,7 +64,9 @@ def test_extract_is_within_a_point_of_scikit_learns_logistic_regression(tmp_path
     train, train_labels = _independent_features(real_data, "train")
     test, test_labels = _independent_features(real_data, "val")
     best = max(
-        make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000)).fit(train, train_labels).score(test, test_labels)
+        make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
+        .fit(train, train_labels)
+        .score(test, test_labels)
         for c in (0.001, 0.01, 0.1, 1.0)
     )
     assert ours >= best - 0.01

@@ -108,7 +108,9 @@ def test_eval_through_a_manifest_with_folders_in_another_order_gives_the_identic
     code, scored = invoke("eval", run_of(trained), "--data", tmp_path / "renamed.csv", "--runs-dir", tmp_path / "runs")
     assert code == 0
     best = trained["best"]["val"]
-    assert {key: scored[key] for key in ("accuracy", "confusion")} == {key: best[key] for key in ("accuracy", "confusion")}
+    assert {key: scored[key] for key in ("accuracy", "confusion")} == {
+        key: best[key] for key in ("accuracy", "confusion")
+    }
 
 
 def test_a_missed_gate_exits_8_with_the_numbers_and_a_met_gate_exits_0(spec: Path, tmp_path: Path) -> None:
@@ -153,7 +155,9 @@ def test_check_counts_what_is_trained_and_finds_identical_images_across_splits(s
 
 
 def test_pretrained_run_is_weights_and_keeps_its_head_as_source_head(spec: Path, tmp_path: Path) -> None:
-    source = "source={train: {dataset: digits, classes: [0, 1], per_class: 20}, val: {dataset: digits, classes: [0, 1]}}"
+    source = (
+        "source={train: {dataset: digits, classes: [0, 1], per_class: 20}, val: {dataset: digits, classes: [0, 1]}}"
+    )
     runs = tmp_path / "runs"
     code, stage0 = invoke("pretrain", spec, "--set", source, "--set", "pretrain.epochs=2", "--runs-dir", runs)
     assert code == 0
@@ -167,7 +171,9 @@ def test_pretrained_run_is_weights_and_keeps_its_head_as_source_head(spec: Path,
 
 
 def test_joint_fine_tuning_logs_both_losses(spec: Path, tmp_path: Path) -> None:
-    source = "source={train: {dataset: digits, classes: [0, 1], per_class: 20}, val: {dataset: digits, classes: [0, 1]}}"
+    source = (
+        "source={train: {dataset: digits, classes: [0, 1], per_class: 20}, val: {dataset: digits, classes: [0, 1]}}"
+    )
     code, answer = invoke("finetune", spec, "--set", source, "--set", "lambda=0.5", "--runs-dir", tmp_path / "runs")
     assert code == 0
     lines = [json.loads(line) for line in (run_of(answer) / "metrics.jsonl").read_text().splitlines()]

@@ -30,7 +30,7 @@ def run(spec: Spec, display: Display) -> dict[str, Any]:
     display.table(f"Stages of {spec.backbone.name} under frozen: {spec.frozen}", _STAGE_COLUMNS, stage_rows(model))
     display.table("Plan", ["", ""], _plan(spec, model, str(compute), stage0))
     problems = _read_everything(spec, target, display)
-    report = {
+    report: dict[str, Any] = {
         "classes": {row[0]: row[1:] for row in counts},
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "unreadable": [str(sample) for sample in problems],
@@ -87,7 +87,10 @@ def _plan(spec: Spec, model: TransferModel, compute: str, stage0: bool) -> list[
         ["extract", "trains the target head alone: min over the head of L_T on frozen features"],
         ["finetune", f"trains what the table says: {symbols}"],
         ["preprocessing", str(model.preprocessing)],
-        ["optimizer", f"{spec.optimizer.name}, lr {spec.optimizer.lr:g}, {spec.schedule}, {spec.epochs} epochs of batches ≤ {spec.batch_size}"],
+        [
+            "optimizer",
+            f"{spec.optimizer.name}, lr {spec.optimizer.lr:g}, {spec.schedule}, {spec.epochs} epochs of batches ≤ {spec.batch_size}",
+        ],
         ["device", compute],
     ]
 
@@ -115,5 +118,3 @@ def duplicates_across(splits: Sequence[Split]) -> list[tuple[str, str]]:
             if seen[0] != split.name:
                 pairs.append((seen[1], name))
     return pairs
-
-

@@ -35,7 +35,9 @@ class Checkpoint:
     manifest: dict[str, Any]
 
 
-def save(run: Path, step: int, state: Mapping[str, Tensor], manifest: Mapping[str, Any], links: tuple[str, ...]) -> None:
+def save(
+    run: Path, step: int, state: Mapping[str, Tensor], manifest: Mapping[str, Any], links: tuple[str, ...]
+) -> None:
     """Write a checkpoint, point `links` (best, last) at it, remove those that no link points at.
 
     Raises ResourceError where the disk refuses; the older checkpoints then stay as they were.
@@ -50,13 +52,14 @@ def save(run: Path, step: int, state: Mapping[str, Tensor], manifest: Mapping[st
         aside.mkdir(parents=True)
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, aside / WEIGHTS_FILE)
         _sync(aside / WEIGHTS_FILE)
-        files = {WEIGHTS_FILE: {"sha256": _sha256(aside / WEIGHTS_FILE), "bytes": (aside / WEIGHTS_FILE).stat().st_size}}
+        files = {
+            WEIGHTS_FILE: {"sha256": _sha256(aside / WEIGHTS_FILE), "bytes": (aside / WEIGHTS_FILE).stat().st_size}
+        }
         content = {"schema_version": SCHEMA_VERSION, **manifest, "step": step, "files": files}
         (aside / "manifest.json").write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
         _sync(aside / "manifest.json")
         _sync(aside)
-        if folder.exists():
-            shutil.rmtree(folder)
+        assert not folder.exists(), "a step is saved once"
         aside.rename(folder)
         for link in links:
             _point(folder.parent / link, folder.name)
@@ -105,11 +108,15 @@ def load(run: Path, which: str = "best") -> Checkpoint:
         files, version = manifest["files"], manifest["schema_version"]
         expected = files[WEIGHTS_FILE]["sha256"]
     except FileNotFoundError:
-        raise CheckpointError(f"{run}: has no checkpoint `{which}`; was the run stopped before its first epoch?") from None
+        raise CheckpointError(
+            f"{run}: has no checkpoint `{which}`; was the run stopped before its first epoch?"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}/manifest.json: cannot be read: {error}") from None
     if version != SCHEMA_VERSION:
-        raise CheckpointError(f"{folder}: written by another version (schema {version}, this one reads {SCHEMA_VERSION})")
+        raise CheckpointError(
+            f"{folder}: written by another version (schema {version}, this one reads {SCHEMA_VERSION})"
+        )
     try:
         if _sha256(folder / WEIGHTS_FILE) != expected:
             raise CheckpointError(f"{folder / WEIGHTS_FILE}: its SHA-256 is not the manifest's; the file is damaged")

@@ -97,10 +97,12 @@ def extract(
     _run(verb, lambda: _load(spec, set_), json, debug)
 
 
-@app.command(epilog="Example: transferctl finetune configs/ants-bees-finetune.yaml --from runs/20261124-015703-extract-ants-bees")
+@app.command(
+    epilog="Example: transferctl finetune configs/ants-bees-finetune.yaml --from runs/20261124-015703-extract-ants-bees"
+)
 def finetune(
     spec: SpecArgument, set_: SetOption = None, runs_dir: RunsDirOption = RUNS,
-    from_: Annotated[Path | None, typer.Option("--from", metavar="RUN", help="Start from this run's best model.")] = None,
+    from_: Annotated[Path | None, typer.Option("--from", metavar="RUN", help="Start from this run's best model.")] = None,  # noqa: E501
     json: JsonOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
     """Stage 2: thaw layers and minimise L_S + λ·L_T (L_T alone without `source`)."""
@@ -116,11 +118,11 @@ def finetune(
 @app.command("eval", epilog="Example: transferctl eval runs/20261124-015703-extract-ants-bees --fail-if 'accuracy<0.9'")
 def evaluate(
     run: RunArgument,
-    data: Annotated[str | None, typer.Option("--data", metavar="PATH", help="A folder or manifest to score on instead.")] = None,
+    data: Annotated[str | None, typer.Option("--data", metavar="PATH", help="A folder or manifest to score on instead.")] = None,  # noqa: E501
     split: Annotated[str, typer.Option("--split", help="train, val or test of the run's own data.")] = "val",
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="best or last.")] = "best",
     fail_if: Annotated[
-        list[str] | None, typer.Option("--fail-if", metavar="CONDITION", help="Exit 8 if it holds: 'accuracy<0.9'; repeatable.")
+        list[str] | None, typer.Option("--fail-if", metavar="CONDITION", help="Exit 8 if it holds: 'accuracy<0.9'; repeatable.")  # noqa: E501
     ] = None,
     set_: SetOption = None, runs_dir: RunsDirOption = RUNS, json: JsonOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
@@ -205,7 +207,10 @@ def _run(
             code, message = ExitCode.RESOURCES, "the GPU is out of memory; lower batch_size or preprocess.crop"
         else:
             text = " ".join(str(error).split())
-            message = f"this is a bug in transferctl: {type(error).__name__}: {text}; run again with --debug and report it"
+            message = (
+                f"this is a bug in transferctl: {type(error).__name__}: {text}; run again with --debug and report it"
+            )
+    message = message.encode("utf-8", "backslashreplace").decode()  # names on disk may be no text
     if debug:
         traceback.print_exc()
     display.error(message)

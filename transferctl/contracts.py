@@ -139,9 +139,7 @@ class Meter(Protocol):
 class Task(Protocol):
     """What is predicted, how it is scored."""
 
-    def head(
-        self, feature_dim: int, outputs: int, *, hidden: Sequence[int] = (), dropout: float = 0.0
-    ) -> nn.Module:
+    def head(self, feature_dim: int, outputs: int, *, hidden: Sequence[int] = (), dropout: float = 0.0) -> nn.Module:
         """A new head: Features -> logits [N, outputs]."""
         ...
 

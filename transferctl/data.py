@@ -116,7 +116,8 @@ def _draw_per_class(dataset: Dataset, kept: np.ndarray, per_class: int, seed: in
 def _map_labels(dataset: Dataset, kept: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     positions = {name: i for i, name in enumerate(classes)}
     table = np.array([positions.get(name, -1) for name in dataset.class_names], dtype=np.int64)
-    return table[dataset.labels[kept]]
+    labels: np.ndarray = table[dataset.labels[kept]]
+    return labels
 
 
 def _mapped(
@@ -137,9 +138,7 @@ def _mapped(
     return Split(role, dataset, kept, _map_labels(dataset, kept, classes)), notes
 
 
-def _hold_out(
-    split: Split, fraction: float, seed: int, classes: Sequence[str], domain: str
-) -> tuple[Split, Split]:
+def _hold_out(split: Split, fraction: float, seed: int, classes: Sequence[str], domain: str) -> tuple[Split, Split]:
     """A stratified hold-out: of each class the fraction, rounded, at least one sample on either side."""
     held: list[np.ndarray] = []
     for label, name in enumerate(classes):

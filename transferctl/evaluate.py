@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -63,8 +64,11 @@ def run(
         folder.summary |= {"evaluated": str(trained), "checkpoint": saved.path.name, "split": scored.name, **metrics}
         results.show_metrics(display, f"{trained.name}, {which}, on {data_path or scored.name}", metrics)
         results.show_classes(display, metrics)
-        missed = [f"{text} (it is {metrics[gate[0]]:.4f})" for text, gate in zip(gates, conditions, strict=True)
-                  if _holds(gate, metrics)]
+        missed = [
+            f"{text} (it is {metrics[gate[0]]:.4f})"
+            for text, gate in zip(gates, conditions, strict=True)
+            if _holds(gate, metrics)
+        ]
         folder.summary["gates_missed"] = missed
     display.result(str(folder.path))
     if missed:
@@ -95,7 +99,7 @@ def _holds(gate: Gate, metrics: Mapping[str, Any]) -> bool:
         message = f"there is no metric {name!r} here; there are {', '.join(known)}"
         raise SpecError([Problem("", message, f"--fail-if {name}{comparison}{limit:g}")])
     value = float(known[name])
-    return value != value or bool(_COMPARISONS[comparison](value, limit))
+    return math.isnan(value) or bool(_COMPARISONS[comparison](value, limit))
 
 
 def _data(

@@ -96,11 +96,12 @@ def _fit_head(
 
 def _save(folder: Run, model: TransferModel, fitted: Fitted) -> None:
     """The head trains in seconds, so both checkpoints are written at its end: last as it is, then best."""
-    for which, epoch in (("last", fitted.last), ("best", fitted.best)):
+    both_in_one = fitted.best == fitted.last
+    for which, epoch in (("last", fitted.last), ("best", fitted.best))[both_in_one:]:
         if which == "best":
             model.load_state_dict(fitted.best_state, strict=False)
         manifest = model.describe() | {"epoch": epoch["epoch"], "val": training.headline(epoch["val"])}
-        links = ("best", "last") if fitted.best == fitted.last else (which,)
+        links = ("best", "last") if both_in_one else (which,)
         checkpoint.save(folder.path, epoch["step"], state_for_checkpoint(model), manifest, links)
 
 
@@ -157,7 +158,9 @@ def _compare_with_scratch(
         scored = "test" if target.test else "val"
         batches = features.evaluation_batches(tables[scored])
         transfer = training.measure(model, task, batches, Features, compute)["accuracy"]
-        rows.append({"seed": seed, "transfer": transfer, "scratch": _scratch(seeded, baseline, task, target, compute, display)})
+        rows.append(
+            {"seed": seed, "transfer": transfer, "scratch": _scratch(seeded, baseline, task, target, compute, display)}
+        )
         display.note(f"seed {seed}: transfer {transfer:.4f}, from scratch {rows[-1]['scratch']:.4f} ({scored})")
     return _compared(rows, scored, len(target.train), display)
 
@@ -179,7 +182,9 @@ def _scratch(
         target.train, None, task, model.preprocessing, pipeline.augmentation(settings),
         batch_size=settings.batch_size, source_batch_size=0, epochs=baseline.epochs, seed=spec.seed, workers=0,
     )  # fmt: skip
-    scoring = partial(loaders.evaluation_batches, task=task, preprocessing=model.preprocessing, batch_size=256, workers=0)
+    scoring = partial(
+        loaders.evaluation_batches, task=task, preprocessing=model.preprocessing, batch_size=256, workers=0
+    )
     fitted = training.fit(
         model, task, settings, batches, partial(scoring, target.val), model.features, compute, display,
         steps_per_epoch=loaders.steps_per_epoch(len(target.train), settings.batch_size),
@@ -195,8 +200,21 @@ def _compared(rows: Sequence[dict[str, Any]], scored: str, n_train: int, display
     for arm, words in (("transfer", "transfer: frozen features + new head"), ("scratch", "from scratch")):
         values = np.array([row[arm] for row in rows])
         spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-        summary[arm] = {"mean": float(values.mean()), "sd": spread, "min": float(values.min()), "max": float(values.max())}
-        table.append([words, f"{100 * values.mean():.1f}", f"{100 * spread:.1f}", f"{100 * values.min():.1f}", f"{100 * values.max():.1f}"])
+        summary[arm] = {
+            "mean": float(values.mean()),
+            "sd": spread,
+            "min": float(values.min()),
+            "max": float(values.max()),
+        }
+        table.append(
+            [
+                words,
+                f"{100 * values.mean():.1f}",
+                f"{100 * spread:.1f}",
+                f"{100 * values.min():.1f}",
+                f"{100 * values.max():.1f}",
+            ]
+        )
     title = f"{scored} accuracy, %, on the same {n_train} training images; {len(rows)} seeds"
     display.table(title, ["", "mean", "sd", "lowest", "highest"], table)
     return summary

@@ -39,7 +39,7 @@ def run(spec: Spec, runs_dir: Path, display: Display, from_run: Path | None = No
     task = pipeline.task_of(spec)
     if from_run:
         model = _continue_from(from_run, spec, target, display)
-        names = [(name,) for name in model.classes.get("source", ())]
+        names: pipeline.Names = [(name,) for name in model.classes.get("source", ())]
     else:
         spec = pretrain.ensure_source(spec, runs_dir, display)
         start = pipeline.load_backbone(spec)
@@ -85,9 +85,7 @@ def run(spec: Spec, runs_dir: Path, display: Display, from_run: Path | None = No
         model.load_state_dict(fitted.best_state, strict=False)
         folder.summary |= {"best": fitted.best, "last": fitted.last}
         logits: list[torch.Tensor] = []
-        val = training.measure(
-            model, task, scoring(target.val), model.features, compute, record=logits.append
-        )
+        val = training.measure(model, task, scoring(target.val), model.features, compute, record=logits.append)
         results.write_predictions(folder, target.val, target.classes, torch.cat(logits))
         results.show_metrics(display, f"Validation, epoch {fitted.best['epoch']} (best of {spec.epochs})", val)
         if target.test:
@@ -136,4 +134,7 @@ def _what_is_trained(model: TransferModel, spec: Spec) -> str:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     statistics = "those of the batch" if model.batchnorm_trains else "as pretrained"
-    return f"frozen: {spec.frozen}; {trained:,} of {total:,} parameters train; BatchNorm statistics of thawed stages: {statistics}"
+    return (
+        f"frozen: {spec.frozen}; {trained:,} of {total:,} parameters train; "
+        f"BatchNorm statistics of thawed stages: {statistics}"
+    )

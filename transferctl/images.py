@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from transferctl.contracts import BadSample
 
@@ -38,7 +38,7 @@ def decode(data: bytes) -> Image.Image:
             return _rgb(ImageOps.exif_transpose(image))
     except BadSample:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise BadSample(f"is not a readable image ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
         raise BadSample(f"has more than the {MAX_PIXELS:,} pixels that are read") from None
@@ -60,7 +60,7 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     values = np.asarray(image, dtype=np.float64)
     low, high = values.min(), values.max()
     top = 1.0 if image.mode == "F" else 65535.0
-    if not (np.isfinite(values).all() and 0 <= low and high <= top):
+    if not (np.isfinite(values).all() and low >= 0 and high <= top):
         raise BadSample(f"has grey values from {low:g} to {high:g}; 0 to {top:g} are expected of mode {image.mode}")
     return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8), "L")
 

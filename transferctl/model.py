@@ -114,7 +114,8 @@ def _up_to_stage(backbone: Any, names: Sequence[str], last: str) -> set[str]:
         near = difflib.get_close_matches(last, stage_names, 1, 0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise SpecError.at(
-            "frozen", f"{backbone.name} has no stage {last!r}{hint} It has {', '.join(stage_names)}; or write none or all"
+            "frozen",
+            f"{backbone.name} has no stage {last!r}{hint} It has {', '.join(stage_names)}; or write none or all",
         )
     prefix = stages[: stage_names.index(last) + 1]
     return {name for name in names if any(stage.owns(name) for stage in prefix)}

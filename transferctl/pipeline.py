@@ -101,22 +101,20 @@ def load_backbone(spec: Spec, *, label: str = "backbone") -> Pretrained:
         return Pretrained(backbone, None, (), preprocessing, "random weights")
     preprocessing = preprocess.resolve(spec.preprocess, plugin.published_preprocessing(settings.name, chosen))
     found = plugin.published(settings.name, chosen)
-    backbone, head = plugin.build(
-        settings.name, image_size=preprocessing.crop, state=found.state, label=found.origin
-    )
+    backbone, head = plugin.build(settings.name, image_size=preprocessing.crop, state=found.state, label=found.origin)
     return Pretrained(backbone, head, [(name,) for name in found.classes], preprocessing, found.origin)
 
 
 def _from_file(spec: Spec, settings: BackboneSettings, plugin: Any, file: WeightsFile) -> Pretrained:
     preprocessing = preprocess.resolve(spec.preprocess, plugin.default_preprocessing(settings.name))
     state = weights.read(file.path)
-    backbone, head = plugin.build(
-        settings.name, image_size=preprocessing.crop, state=state, label=str(file.path)
-    )
+    backbone, head = plugin.build(settings.name, image_size=preprocessing.crop, state=state, label=str(file.path))
     names: Names = weights.read_classes(file.classes) if file.classes else ()
     outputs = _outputs(head)
     if names and outputs != len(names):
-        raise CheckpointError(f"{file.classes}: names {len(names)} classes; the head of {file.path} has {outputs or 'none'}")
+        raise CheckpointError(
+            f"{file.classes}: names {len(names)} classes; the head of {file.path} has {outputs or 'none'}"
+        )
     return Pretrained(backbone, head, names, preprocessing, str(file.path))
 
 
@@ -141,9 +139,7 @@ def _from_run(spec: Spec, settings: BackboneSettings, run: Path) -> Pretrained:
 def transfer_model(spec: Spec, start: Pretrained, classes: Sequence[str], display: Display) -> TransferModel:
     """The pretrained backbone and head, and a new head for the target's classes."""
     model = TransferModel(spec.backbone.library, start.backbone, start.preprocessing, spec.task)
-    model.add_new_head(
-        "target", classes, hidden=spec.head.hidden, dropout=spec.head.dropout, seed=spec.seed
-    )
+    model.add_new_head("target", classes, hidden=spec.head.hidden, dropout=spec.head.dropout, seed=spec.seed)
     keep_source_head(model, start)
     display.note(f"backbone: {spec.backbone.name} from {start.origin}")
     display.note(f"preprocessing: {start.preprocessing}")
@@ -176,8 +172,8 @@ def align_source(domain: DomainData, model: TransferModel, names: Names, seed: i
         raise DataError(f"source.train: the pretrained head has no class {shown(unknown)}; remove those folders")
     display.note(f"source head: the pretrained one; {len(known)} of its {len(names)} classes have source data")
     table = np.array([outputs[name] for name in domain.classes], dtype=np.int64)
-    splits = {split.name: replace(split, labels=table[split.labels]) for split in domain.splits()}
-    return replace(domain, classes=model.classes["source"], **splits)
+    train, val = (replace(split, labels=table[split.labels]) for split in (domain.train, domain.val))
+    return replace(domain, classes=model.classes["source"], train=train, val=val)
 
 
 def chosen_device(spec: Spec, display: Display) -> Compute:
@@ -187,7 +183,7 @@ def chosen_device(spec: Spec, display: Display) -> Compute:
 
 
 def task_of(spec: Spec) -> Task:
-    task: Task = plugins.load("tasks", spec.task)  # type: ignore[assignment]  # a module of functions
+    task: Task = plugins.load("tasks", spec.task)  # a module of functions
     return task
 
 

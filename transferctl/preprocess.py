@@ -67,7 +67,8 @@ def evaluation_image(image: Image, preprocessing: Preprocessing) -> Tensor:
     from torchvision.transforms.v2 import functional as F
 
     resized = F.resize(image, [preprocessing.resize], _mode(preprocessing), antialias=True)
-    return F.pil_to_tensor(F.center_crop(resized, [preprocessing.crop, preprocessing.crop]))
+    tensor: Tensor = F.pil_to_tensor(F.center_crop(resized, [preprocessing.crop, preprocessing.crop]))
+    return tensor
 
 
 def training_image(

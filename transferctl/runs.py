@@ -1,7 +1,7 @@
 """The run folder: a name of its own, what ran where, metrics as they come, a summary at the end.
 
-    runs/20261124-015703-finetune-ants-bees/
-      spec.yaml environment.json metrics.jsonl summary.json classes.json log.txt predictions.csv checkpoints/
+runs/20261124-015703-finetune-ants-bees/
+  spec.yaml environment.json metrics.jsonl summary.json classes.json log.txt predictions.csv checkpoints/
 """
 
 from __future__ import annotations

@@ -70,7 +70,9 @@ def _backbone_shorthand(value: Any) -> Any:
 class HeadSettings(Settings):
     """The target head: hidden layers (Linear, ReLU), then Linear(…, size)."""
 
-    size: Annotated[int, Field(gt=0)] | Literal["auto"] = Field("auto", description="Outputs; auto = the classes found.")
+    size: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
+        "auto", description="Outputs; auto = the classes found."
+    )
     hidden: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(strict=False)] = Field(
         (), description="Widths of hidden layers before the last one; none makes a linear head."
     )
@@ -149,9 +151,7 @@ else:
         if len(_DATASETS) > 1
         else next(iter(_DATASETS.values())),
         Discriminator(_dataset_name),
-        BeforeValidator(
-            _data_shorthand, json_schema_input_type=reduce(or_, _DATASETS.values(), str)
-        ),
+        BeforeValidator(_data_shorthand, json_schema_input_type=reduce(or_, _DATASETS.values(), str)),
     ]
 
 
@@ -206,9 +206,7 @@ def _optimizer_name(value: Any) -> str | None:
 
 
 Optimizer = Annotated[
-    Annotated[SgdSettings, Tag("sgd")]
-    | Annotated[AdamSettings, Tag("adam")]
-    | Annotated[AdamWSettings, Tag("adamw")],
+    Annotated[SgdSettings, Tag("sgd")] | Annotated[AdamSettings, Tag("adam")] | Annotated[AdamWSettings, Tag("adamw")],
     Discriminator(_optimizer_name),
 ]
 

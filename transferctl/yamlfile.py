@@ -176,9 +176,11 @@ class _Document:
             return self._mapping(node, key, (*ancestors, id(node)))
         if isinstance(node, yaml.SequenceNode):
             return [self._build(item, (*key, i), (*ancestors, id(node))) for i, item in enumerate(node.value)]
+        assert isinstance(node, yaml.ScalarNode)
         if node.tag == f"{_TAG}int" and len(node.value) > MAX_DIGITS:
             self.problems.append(Problem(dotted(key), "has too many digits", where))
             return None
+        assert isinstance(node, yaml.ScalarNode)
         return _scalar(node)
 
     def _mapping(self, node: yaml.MappingNode, key: Key, ancestors: tuple[int, ...]) -> dict[str, Any]:
@@ -217,9 +219,7 @@ class _Document:
                 raise SpecError([Problem(dotted(key), message, flag)])
             tree = tree[str(name)]
         tree[str(key[-1])] = value
-        self.positions = {
-            old: where for old, where in self.positions.items() if old[: len(key)] != key
-        }
+        self.positions = {old: where for old, where in self.positions.items() if old[: len(key)] != key}
         self.positions |= {key[:depth]: flag for depth in range(1, len(key)) if key[:depth] not in self.positions}
         self.positions |= {(*key, *inside): flag for inside in inner.positions}
 
@@ -299,14 +299,10 @@ def _without(tree: Any, keys: Iterable[Key], here: Key = ()) -> Any:
     keys = set(keys) - {()}
     if not isinstance(tree, dict):
         return tree
-    return {
-        name: _without(value, keys, (*here, name)) for name, value in tree.items() if (*here, name) not in keys
-    }
+    return {name: _without(value, keys, (*here, name)) for name, value in tree.items() if (*here, name) not in keys}
 
 
-def _explain_all(
-    details: Sequence[ErrorDetails], tree: Any, positions: Mapping[Key, str]
-) -> Iterator[Problem]:
+def _explain_all(details: Sequence[ErrorDetails], tree: Any, positions: Mapping[Key, str]) -> Iterator[Problem]:
     """One problem a key: the branches of a union (`a whole number or auto`) become one sentence."""
     by_key: dict[Key, list[ErrorDetails]] = {}
     for detail in details:
@@ -376,7 +372,7 @@ def _sentence(key: Key, group: Sequence[ErrorDetails], tree: Any) -> str:
     literals = [word for d in group if d["type"] == "literal_error" for word in _expected(d)]
     hint = _did_you_mean(first["input"], literals) if isinstance(first["input"], str) else ""
     if expected == ["text"] and not isinstance(first["input"], dict | list | None):
-        hint = f"; put it in quotes to use it as text"
+        hint = "; put it in quotes to use it as text"
     return f"must be {_either(list(dict.fromkeys(expected)))}, not {shown}{hint}"
 
 
@@ -435,7 +431,7 @@ def _suggest_key(key: Key) -> str:
     settings = _all_settings()
     siblings = [name[-1] for name in settings if name[:-1] == tuple(p for p in parent if isinstance(p, str))]
     if written in siblings:
-        return f" of this kind of {parent[-1]}" if parent else ""
+        return " of the kind chosen here"
     if near := difflib.get_close_matches(written, siblings, 1, 0.6):
         return f"; did you mean {dotted((*parent, near[0]))}?"
     lasts = {name[-1]: dotted(name) for name in sorted(settings, key=len, reverse=True)}
@@ -489,5 +485,3 @@ def _where(positions: Mapping[Key, str], key: Key) -> str:
     while key not in positions:
         key = key[:-1]
     return positions[key]
-
-

@@ -51,7 +51,12 @@ def names() -> list[str]:
 
 
 def build(
-    name: str, *, image_size: int, outputs: int | None = None, state: Mapping[str, Tensor] | None = None, label: str = ""
+    name: str,
+    *,
+    image_size: int,
+    outputs: int | None = None,
+    state: Mapping[str, Tensor] | None = None,
+    label: str = "",
 ) -> tuple[TorchvisionBackbone, nn.Module | None]:
     """A backbone and its pretrained head.
 

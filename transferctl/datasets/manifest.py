@@ -50,9 +50,7 @@ def load(settings: Settings, role: str, seed: int) -> ImageFiles:
     positions = {name: i for i, name in enumerate(class_names)}
     other = [name for name in columns if name not in ("path", "label", "split")]
     notes = [f"columns not used: {shown(other, 10)}"] if other else []
-    return ImageFiles(
-        paths, [positions[row.label] for row in rows], class_names, [*notes, *first_frame_notes(paths)]
-    )
+    return ImageFiles(paths, [positions[row.label] for row in rows], class_names, [*notes, *first_frame_notes(paths)])
 
 
 def _rows(settings: Settings) -> tuple[list[_Row], list[str]]:
@@ -60,7 +58,9 @@ def _rows(settings: Settings) -> tuple[list[_Row], list[str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; paths are relative to the spec's folder, then the working folder") from None
+        raise DataError(
+            f"{path}: no such file; paths are relative to the spec's folder, then the working folder"
+        ) from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     except OSError as error:

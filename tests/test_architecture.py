@@ -1,0 +1,92 @@
+"""The direction of imports, read from the source: nothing is imported to check it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import transferctl
+
+PACKAGE = Path(transferctl.__file__).parent
+PLUGIN_FOLDERS = ("backbones", "tasks", "penalties", "datasets")
+VERBS = {"pretrain", "extract", "finetune", "evaluate", "check", "cli"}
+SOURCES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
+PLUGINS = [name for name in SOURCES if name.split("/")[0] in PLUGIN_FOLDERS and not name.endswith("__init__.py")]
+CORE = [name for name in SOURCES if name.split("/")[0] not in PLUGIN_FOLDERS]
+
+
+def imports(name: str, *, module_level_only: bool = False) -> set[str]:
+    """Dotted names of what a file imports; `from a import b` counts as a.b."""
+    return set(_imports(ast.parse(SOURCES[name].read_text(encoding="utf-8")), module_level_only))
+
+
+def _imports(node: ast.AST, module_level_only: bool) -> Iterator[str]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, "imports are absolute here"
+            yield from (f"{child.module}.{alias.name}" for alias in child.names)
+        elif module_level_only and (isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) or _typing_only(child)):
+            continue
+        else:
+            yield from _imports(child, module_level_only)
+
+
+def _typing_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def own_parts(imported: set[str]) -> set[str]:
+    """transferctl.x.y -> x, for what is ours."""
+    return {name.split(".")[1] for name in imported if name.startswith("transferctl.")}
+
+
+def test_the_walk_sees_the_package() -> None:
+    assert len(PLUGINS) >= 6 and {"model.py", "cli.py", "data.py"} <= set(CORE)
+    assert "torch.Tensor" in imports("model.py") and own_parts(imports("model.py")) >= {"plugins", "weights"}
+    assert {verb for verb in VERBS if f"{verb}.py" in SOURCES} == VERBS
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_a_plugin_imports_no_other_plugin_and_no_verb(name: str) -> None:
+    assert not own_parts(imports(name)) & (VERBS | set(PLUGIN_FOLDERS))
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_the_core_imports_no_plugin(name: str) -> None:
+    assert not own_parts(imports(name)) & set(PLUGIN_FOLDERS)
+
+
+@pytest.mark.parametrize("name", sorted(set(CORE) - {"display.py"}))
+def test_only_display_imports_rich(name: str) -> None:
+    assert "rich" not in {imported.split(".")[0] for imported in imports(name)}
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_a_plugin_writes_nothing_to_the_terminal(name: str) -> None:
+    assert "rich" not in {imported.split(".")[0] for imported in imports(name)}
+    assert "display" not in own_parts(imports(name))
+
+
+@pytest.mark.parametrize("name", ["cli.py", "spec.py", "yamlfile.py", "settings.py", "errors.py", "display.py"])
+def test_start_up_imports_no_torch(name: str) -> None:
+    """Neither do the modules that these import, followed through the package."""
+    seen, waiting = set(), [name]
+    while waiting:
+        file = waiting.pop()
+        if file in seen:
+            continue
+        seen.add(file)
+        imported = imports(file, module_level_only=True)
+        assert not {item.split(".")[0] for item in imported} & {"torch", "torchvision", "sklearn"}, file
+        waiting += [f"{part}.py" for part in own_parts(imported) if f"{part}.py" in SOURCES]
+    assert name in seen
+
+
+@pytest.mark.parametrize("name", sorted(set(CORE) - {"cli.py", "__main__.py"}))
+def test_nothing_imports_the_command_line(name: str) -> None:
+    assert "cli" not in own_parts(imports(name))

@@ -1,0 +1,203 @@
+"""What scripts rely on: exit codes, one JSON object, no traceback, a lean start."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from transferctl import __version__
+from transferctl.cli import app
+
+VERBS = ["check", "pretrain", "extract", "finetune", "eval", "schema"]
+DIGITS = "{dataset: digits, classes: [0, 1], per_class: 4}"
+NO_WEIGHTS = "{name: resnet18, weights: none}"
+
+
+@pytest.fixture(autouse=True)
+def _own_sigterm() -> Iterator[None]:
+    """The commands install their own handler; the test process keeps the one it had."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def spec_file(tmp_path: Path) -> Callable[..., Path]:
+    def write(*, backbone: str = NO_WEIGHTS, train: object = DIGITS, val: object = 0.5, extra: str = "") -> Path:
+        path = tmp_path / "spec.yaml"
+        path.write_text(
+            f"backbone: {backbone}\ntarget: {{train: {train}, val: {val}}}\n"
+            f"preprocess: {{resize: 32, crop: 32}}\nworkers: 0\nepochs: 1\n{extra}"
+        )
+        return path
+
+    return write
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def failure(code: int, *arguments: object) -> str:
+    """The message of a failing command, which is the same with and without --json."""
+    plain, as_json = run(*arguments), run(*arguments, "--json")
+    answer: dict[str, Any] = json.loads(as_json.stdout)
+    assert len(as_json.stdout.splitlines()) == 1
+    assert (plain.exit_code, as_json.exit_code, answer["exit_code"]) == (code, code, code), plain.output
+    assert answer["status"] == "failed"
+    assert "Traceback" not in plain.output + as_json.output
+    for line in answer["error"].splitlines():
+        assert f"error: {line}" in plain.stderr
+    return str(answer["error"])
+
+
+# -- help and start -----------------------------------------------------------------------------------
+
+
+def test_every_verb_is_tested_here():
+    assert sorted(VERBS) == sorted(c.name or c.callback.__name__ for c in app.registered_commands)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_an_example(verb):
+    result = run(verb, "--help")
+    assert result.exit_code == 0
+    assert f"Example: transferctl {verb}" in " ".join(result.output.split())
+
+
+def test_version_is_the_packages():
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"transferctl {__version__}\n")
+
+
+def heavy_modules_after(snippet: str) -> str:
+    code = (
+        f"import contextlib, io, sys\n{snippet}\n"
+        "print(sorted({'torch', 'torchvision', 'sklearn', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1]
+
+
+def test_help_loads_nothing_heavy():
+    snippet = "from transferctl.cli import app\ntry: app(['--help'])\nexcept SystemExit: pass"
+    assert heavy_modules_after(snippet) == "[]"
+
+
+def test_a_spec_is_judged_without_torch(spec_file):
+    path = spec_file(extra="epochz: 3\n")
+    snippet = f"from transferctl.cli import app\ntry: app(['extract', {str(path)!r}])\nexcept SystemExit as e: assert e.code == 2"
+    assert heavy_modules_after(snippet) == "[]"
+
+
+def test_unknown_verb_is_usage():
+    assert run("extrakt").exit_code == 2
+
+
+# -- 2: the spec --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["check", "pretrain", "extract", "finetune"])
+def test_spec_fault_exits_2_with_file_and_line(spec_file, verb):
+    path = spec_file(extra="epochz: 3\n")
+    assert failure(2, verb, path) == f"{path}:6: epochz: is not a setting; did you mean epochs?"
+
+
+def test_faulty_set_exits_2_naming_the_flag(spec_file):
+    assert failure(2, "check", spec_file(), "--set", "seed=x").startswith("--set seed=x: seed: must be")
+
+
+def test_bytes_that_are_no_text_do_not_break_the_message(spec_file):
+    assert "\\udcff" in failure(2, "check", spec_file(), "--set", "name=\udcff")
+
+
+def test_unknown_backbone_exits_2_with_the_nearest(spec_file):
+    path = spec_file(backbone="{name: resnet81, weights: none}")
+    message = failure(2, "check", path)
+    assert message.startswith(f"{path}:1: backbone.name: ")
+    assert "did you mean resnet" in message
+
+
+@pytest.mark.parametrize("flag", ["--split", "--checkpoint"])
+def test_eval_names_the_choices(tmp_path, flag):
+    assert failure(2, "eval", tmp_path, flag, "wrong").startswith(f"{flag} wrong: must be one of")
+
+
+# -- 3: data ------------------------------------------------------------------------------------------
+
+
+def test_missing_folder_exits_3(spec_file, tmp_path):
+    assert failure(3, "check", spec_file(train="nowhere")).startswith(f"{tmp_path / 'nowhere'}: no such folder")
+
+
+def test_empty_folder_exits_3(spec_file, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "has no class folders" in failure(3, "check", spec_file(train="empty"))
+
+
+def test_single_class_exits_3(spec_file, image_folder):
+    assert "class" in failure(3, "check", spec_file(train=image_folder("one", ants=4)))
+
+
+def test_class_only_in_val_exits_3_by_name(spec_file, image_folder):
+    train, val = image_folder("train", ants=2, bees=2), image_folder("val", ants=2, wasps=2)
+    assert "wasps" in failure(3, "check", spec_file(train=train, val=val))
+
+
+# -- 4: weights ---------------------------------------------------------------------------------------
+
+
+def test_weights_of_another_architecture_exit_4(spec_file, tmp_path):
+    from safetensors.torch import save_file
+    from torchvision.models import squeezenet1_1
+
+    save_file(squeezenet1_1(weights=None).state_dict(), tmp_path / "other.safetensors")
+    path = spec_file(backbone="{name: resnet18, weights: other.safetensors}")
+    assert str(tmp_path / "other.safetensors") in failure(4, "check", path)
+
+
+@pytest.mark.parametrize("name", ["text.pth", "text.safetensors", "text.txt", "missing.pth"])
+def test_a_file_that_is_no_weights_exits_4(spec_file, tmp_path, name):
+    if not name.startswith("missing"):
+        (tmp_path / name).write_text("these are no weights\n")
+    path = spec_file(backbone=f"{{name: resnet18, weights: {name}}}")
+    assert failure(4, "check", path).startswith(str(tmp_path / name))
+
+
+def test_eval_of_a_folder_that_is_no_run_exits_4(tmp_path):
+    assert str(tmp_path) in failure(4, "eval", tmp_path)
+
+
+# -- 5: resources -------------------------------------------------------------------------------------
+
+
+def test_absent_gpu_exits_5(spec_file):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA GPU")
+    assert "no usable CUDA GPU" in failure(5, "check", spec_file(extra="device: cuda\n"))
+
+
+def test_runs_dir_that_is_a_file_exits_5(spec_file, tmp_path):
+    (tmp_path / "occupied").write_text("")
+    message = failure(5, "extract", spec_file(), "--runs-dir", tmp_path / "occupied")
+    assert str(tmp_path / "occupied") in message
+
+
+# -- 0 ------------------------------------------------------------------------------------------------
+
+
+def test_check_passes_and_answers_one_json_object(spec_file):
+    result = run("check", spec_file(), "--json")
+    assert result.exit_code == 0, result.output
+    assert len(result.stdout.splitlines()) == 1
+    assert set(json.loads(result.stdout)["classes"]) == {"0", "1"}

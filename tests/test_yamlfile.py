@@ -1,0 +1,370 @@
+"""A spec file that is wrong in any way is told so, whole, with file and line; nothing else is raised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from transferctl import yamlfile
+from transferctl.errors import SpecError
+from transferctl.spec import AdamSettings, Spec, WeightsFile
+
+BASE = "backbone: resnet18\ntarget: {train: {dataset: digits}}\n"  # two lines: what a test adds is on line 3
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str | bytes], Path]:
+    def to_file(text: str | bytes) -> Path:
+        path = tmp_path / "spec.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return to_file
+
+
+def faults(path: Path, *overrides: str) -> list[tuple[str, str, str]]:
+    """(where less the folder, key, message) of each problem."""
+    with pytest.raises(SpecError) as caught:
+        yamlfile.load(path, overrides)
+    return [(p.where.replace(f"{path.parent}/", ""), p.key, p.message) for p in caught.value.problems]
+
+
+def spec_of(path: Path, *overrides: str) -> Spec:
+    return yamlfile.load(path, overrides).spec
+
+
+# -- values -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("written", "value"), [("1e-3", 1e-3), ("1E-3", 1e-3), ("3", 3.0), (".5", 0.5), ("+1.", 1.0)])
+def test_numbers_are_read_as_people_write_them(write, written, value):
+    assert spec_of(write(f"{BASE}optimizer: {{lr: {written}}}\n")).optimizer.lr == value
+
+
+def test_words_and_numbers_stay_class_names(write):
+    path = write("backbone: resnet18\ntarget: {train: {dataset: digits, classes: [no, on, 05, 1e3, 1.50, 0x1]}}\n")
+    assert spec_of(path).target.train.classes == ("no", "on", "05", "1e3", "1.50", "0x1")
+
+
+def test_no_is_a_backbone_name(write):
+    assert spec_of(write("backbone: no\ntarget: {train: {dataset: digits}}\n")).backbone.name == "no"
+
+
+@pytest.mark.parametrize(("written", "value"), [("0o17", 15), ("0x1F", 31), ("010", 10)])
+def test_whole_numbers_follow_yaml_1_2(write, written, value):
+    assert spec_of(write(f"{BASE}epochs: {written}\n")).epochs == value
+
+
+@pytest.mark.parametrize("written", [".inf", "-.Inf", "+.INF", ".nan", ".NaN", "1e999"])
+def test_numbers_must_be_finite(write, written):
+    assert faults(write(f"{BASE}lambda: {written}\n")) == [
+        ("spec.yaml:3", "lambda", f"must be a finite number, not {written}")
+    ]
+
+
+@pytest.mark.parametrize("written", ["9" * 500, "-" + "9" * 5000])
+def test_endless_numbers_are_refused_not_changed(write, written):
+    assert faults(write(f"{BASE}seed: {written}\n")) == [("spec.yaml:3", "seed", "has too many digits")]
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "message"),
+    [
+        ("epochs: ten", "epochs", "must be a whole number, not 'ten'"),
+        ("epochs: 1.5", "epochs", "must be a whole number, not 1.5"),
+        ("epochs: true", "epochs", "must be a whole number, not true"),
+        ("epochs: null", "epochs", "must be a whole number, not null"),
+        ("epochs: 0", "epochs", "must be greater than 0, not 0"),
+        ("head: 3", "head", "must be a mapping, not 3"),
+        ("head: {size: -1}", "head.size", "must be greater than 0, not -1"),
+        ("workers: -3", "workers", "must be at least 0, not -3"),
+        ("augment: {flip: 1}", "augment.flip", "must be true or false, not 1"),
+        ("augment: off", "augment", "must be a mapping or none, not 'off'"),
+        ("name: true", "name", "must be text, not true; put it in quotes to use it as text"),
+        ("head: {hidden: [8, x]}", "head.hidden[1]", "must be a whole number, not 'x'"),
+        ("optimizer: {name: adan}", "optimizer", "must be sgd, adam or adamw, not 'adan'; did you mean adam?"),
+        ("schedule: cosin", "schedule", "must be cosine or constant, not 'cosin'; did you mean cosine?"),
+        ("device: gpu", "device", "must be auto, cpu, cuda, cuda:N or mps, not 'gpu'"),
+    ],
+)
+def test_a_wrong_value_is_told_with_what_is_wanted(write, line, key, message):
+    assert faults(write(f"{BASE}{line}\n")) == [("spec.yaml:3", key, message)]
+
+
+# -- keys ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "hint"),
+    [
+        ("epochz: 3", "epochz", "did you mean epochs?"),
+        ("head: {siez: 3}", "head.siez", "did you mean head.size?"),
+        ("lr: 0.1", "lr", "did you mean optimizer.lr?"),
+        ("penalties: {l2spx: 1}", "penalties.l2spx", "did you mean penalties.l2sp?"),
+    ],
+)
+def test_unknown_key_suggests_the_nearest(write, line, key, hint):
+    assert faults(write(f"{BASE}{line}\n")) == [("spec.yaml:3", key, f"is not a setting; {hint}")]
+
+
+def test_key_of_another_optimizer_is_not_suggested_to_itself(write):
+    [(where, key, message)] = faults(write(f"{BASE}optimizer: {{name: sgd, betas: [0.9, 0.99]}}\n"))
+    assert (where, key) == ("spec.yaml:3", "optimizer.betas")
+    assert "did you mean" not in message
+
+
+def test_lambda_has_no_second_name(write):
+    [(where, key, message)] = faults(write(f"{BASE}target_weight: 2\n"))
+    assert (where, key) == ("spec.yaml:3", "target_weight")
+    assert message.startswith("is not a setting")
+
+
+def test_duplicate_key_names_both_lines(write):
+    path = write(f"{BASE}seed: 1\nseed: 2\n")
+    assert faults(path) == [("spec.yaml:4", "seed", f"is written twice (first at {path}:3); keep one")]
+
+
+def test_a_key_that_is_a_list_is_refused(write):
+    assert ("spec.yaml:3", "", "a key must be plain text") in faults(write(f"{BASE}? [a]\n: 1\n"))
+
+
+def test_all_problems_come_at_once_in_their_lines(write):
+    path = write(f"{BASE}epochs: ten\nhead:\n  siez: 3\nseed: 1\nseed: 2\noptimizer: {{lr: fast}}\n")
+    assert {(where, key) for where, key, _ in faults(path)} == {
+        ("spec.yaml:3", "epochs"), ("spec.yaml:5", "head.siez"), ("spec.yaml:7", "seed"), ("spec.yaml:8", "optimizer.lr")
+    }  # fmt: skip
+
+
+def test_faults_across_keys_come_with_the_others(write):
+    found = faults(write(f"{BASE}lambda: 1\nepochs: ten\npreprocess: {{resize: 8, crop: 9}}\n"))
+    messages = [message for _, _, message in found]
+    assert "must be a whole number, not 'ten'" in messages
+    assert "crop (9) is larger than resize (8)" in messages
+
+
+def test_lambda_without_source_is_told_beside_a_wrong_type(write):
+    found = faults(write(f"{BASE}lambda: 1\nepochs: ten\n"))
+    assert [key for _, key, _ in found] == ["epochs", ""]
+    assert "there is no `source`" in found[1][2]
+
+
+def test_missing_keys_say_what_they_are_for(write):
+    found = faults(write("seed: 1\n"))
+    assert [(key, message.split(":")[0]) for _, key, message in found] == [
+        ("backbone", "is missing"),
+        ("target", "is missing"),
+    ]
+
+
+# -- the file -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "message"),
+    [
+        ("", "spec.yaml:1", "this file is empty"),
+        ("# nothing\n", "spec.yaml:1", "this file is empty"),
+        ("- a\n", "spec.yaml:1", "this file is a list"),
+        ("a word\n", "spec.yaml:1", "this file is a single value"),
+        (b"a: 1\nb: \xff\n", "spec.yaml:2", "is not UTF-8 (byte 0xff)"),
+        (f"{BASE}head:\n\tsize: 3\n", "spec.yaml:4", "a tab stands where YAML wants spaces"),
+        ("a: 1\n---\nb: 2\n", "spec.yaml:2", "holds more than one document"),
+        ("a: [1\n", "spec.yaml:2", "is not YAML"),
+        ("a: *x\n", "spec.yaml:1", "found undefined alias 'x'"),
+        ("a: &a [*a]\n", "spec.yaml:1", "aliases expand to too much"),
+        ("a: &a {b: *a}\n", "spec.yaml:1", "aliases expand to too much"),
+        ("a: " + "[" * 100 + "]" * 100, "spec.yaml:1", "is nested too deeply"),
+        ("[" * 3000, "spec.yaml", "is nested too deeply"),
+        ("x" * (yamlfile.MAX_BYTES + 1), "spec.yaml", "is larger than 256 KiB"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_file_that_is_no_spec_says_why(write, text, where, message):
+    [(place, key, told)] = faults(write(text))
+    assert (place, key) == (where, "")
+    assert message in told
+
+
+def test_alias_bomb_is_refused_before_it_grows(write):
+    rows = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    rows += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    [(_, _, message)] = faults(write("\n".join(rows)))
+    assert "aliases expand to too much" in message
+
+
+def test_an_honest_alias_is_read(write):
+    path = write("backbone: resnet18\ntarget: {train: &d {dataset: digits}, val: *d}\n")
+    assert spec_of(path).target.val == spec_of(path).target.train
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "!!python/object:os.system x",
+        "!mine x",
+        "!!int abc",
+        "!!float abc",
+        "!!bool maybe",
+        "!!null x",
+        "!!seq {}",
+        "!!map x",
+    ],
+)
+def test_tags_are_refused_once(write, value):
+    [(where, key, message)] = faults(write(f"{BASE}name: {value}\n"))
+    assert (where, key) == ("spec.yaml:3", "name")
+    assert message == f"tags ({value.split()[0]}) are not accepted; write a plain value"
+
+
+def test_missing_file_suggests_a_neighbour(write):
+    path = write(BASE)
+    with pytest.raises(SpecError, match=r"No such file.*did you mean spec.yaml"):
+        yamlfile.load(path.with_name("spce.yaml"))
+
+
+def test_folder_as_spec_is_told(tmp_path):
+    with pytest.raises(SpecError, match="is a folder"):
+        yamlfile.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x" * 5000 + "/spec.yaml", "a\0b.yaml"])
+def test_impossible_file_name_is_told(tmp_path, name):
+    with pytest.raises(SpecError, match="cannot read the spec"):
+        yamlfile.load(tmp_path / name)
+
+
+def test_byte_order_mark_is_no_part_of_the_first_key(write):
+    assert spec_of(write(b"\xef\xbb\xbf" + BASE.encode())).backbone.name == "resnet18"
+
+
+def test_name_comes_from_the_file_unless_written(write):
+    assert spec_of(write(BASE)).name == "spec"
+    assert spec_of(write(f"{BASE}name: 05\n")).name == "05"
+
+
+# -- --set --------------------------------------------------------------------------------------------
+
+
+def test_set_replaces_and_adds(write):
+    spec = spec_of(
+        write(f"{BASE}seed: 1\n"), "seed=3", "optimizer={name: adam}", "head.hidden=[8, 4]", "pretrain.epochs=2"
+    )
+    assert (spec.seed, spec.head.hidden, spec.pretrain.epochs) == (3, (8, 4), 2)
+    assert isinstance(spec.optimizer, AdamSettings)
+
+
+def test_set_keeps_equals_signs_in_the_value(write):
+    assert spec_of(write(BASE), "target.train.classes=[a=b, '=']").target.train.classes == ("a=b", "=")
+
+
+def test_set_null_takes_a_block_out(write):
+    assert spec_of(write(f"{BASE}source: {{train: {{dataset: digits}}}}\n"), "source=null").source is None
+
+
+def test_set_mends_a_fault_of_the_file(write):
+    assert spec_of(write(f"{BASE}epochs: ten\n"), "epochs=4").epochs == 4
+
+
+@pytest.mark.parametrize(
+    ("flag", "key", "message"),
+    [
+        ("seed", "", "write it as key=value"),
+        ("=3", "", "write it as key=value"),
+        ("a..b=3", "", "write it as key=value"),
+        ("seed=x", "seed", "must be a whole number, not 'x'"),
+        ("epochz=3", "epochz", "did you mean epochs?"),
+        ("backbone.weights=none", "backbone.weights", "set backbone whole"),
+        (".".join("a" * 2000) + "=1", "", "is nested too deeply"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_set_faults_name_the_flag(write, flag, key, message):
+    [(where, place, told)] = faults(write(BASE), flag)
+    assert (where, place) == (f"--set {flag}", key)
+    assert message in told
+
+
+def test_set_faults_come_with_those_of_the_file(write):
+    found = faults(write(f"{BASE}epochs: ten\n"), "seed", "optimizer.lr=[")
+    assert [where for where, _, _ in found] == ["--set seed", "--set optimizer.lr=[:1", "spec.yaml:3"]
+
+
+# -- paths --------------------------------------------------------------------------------------------
+
+
+def test_relative_paths_look_beside_the_file_then_in_the_working_folder(write, tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    for folder in (tmp_path / "both", work / "both", work / "here"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(work)
+    spec = spec_of(
+        write("backbone: {name: resnet18, weights: w.pt}\ntarget: {train: both, val: here, test: neither}\n")
+    )
+    assert spec.target.train.path == tmp_path / "both"
+    assert spec.target.val.path == work / "here"
+    assert spec.target.test.path == tmp_path / "neither"
+    assert spec.backbone.weights == WeightsFile(path=tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "a" * 5000])
+def test_impossible_data_path_is_a_fault_at_its_line(write, path):
+    [(where, key, _)] = faults(write(f"backbone: resnet18\ntarget: {{train: {path}}}\n"))
+    assert where == "spec.yaml:2"
+    assert key.startswith("target.train")
+
+
+def test_bare_path_is_a_manifest_if_it_ends_in_csv(write):
+    spec = spec_of(write("backbone: resnet18\ntarget: {train: a.csv, val: b}\n"))
+    assert (spec.target.train.dataset, spec.target.val.dataset) == ("manifest", "folder")
+
+
+# -- dump, locate, fuzz -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "",
+        "name: 1e3\nfrozen: ['05', 'no', 'true', 'null', layer1.*]\n",
+        "source: {train: {dataset: digits, classes: [0, 01, 'yes']}}\nlambda: 1e-3\npenalties: {l2sp: 0.1}\n",
+        "optimizer: {name: adamw, betas: [0.9, 0.99], lr: 1e-30}\naugment: none\nbaseline: {repeats: 2}\n",
+        "preprocess: {resize: 32, crop: 32, mean: [0, 0.5, 1], std: [1, 1, 1]}\n",
+    ],
+)
+def test_dump_reads_back_equal(write, extra):
+    spec = spec_of(write(BASE + extra))
+    assert spec_of(write(yamlfile.dump(spec))) == spec
+
+
+def test_faults_found_later_get_their_line(write):
+    file = yamlfile.load(write(f"{BASE}head:\n  size: 3\n"))
+    [problem] = file.locate(SpecError.at("head.size", "is 3")).problems
+    assert problem.where == f"{file.path}:4"
+
+
+_WORDS = st.sampled_from([
+    "backbone", "target", "train", "val", "lambda", "optimizer", "lr", "source", "dataset", "digits", "path", "head",
+    "size", "hidden", "penalties", "l2sp", "frozen", "augment", "none", "~", ":", ": ", "- ", "\n", "\n  ", "{", "}", "[",
+    "]", ", ", "&a ", "*a", "!!int ", "!x ", "? ", "|", ">", '"', "'", "\t", "#", "---\n", "1e-3", ".inf", "-.inf", "0x", "9",
+])  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.one_of(st.binary(max_size=60), st.text(max_size=60), st.lists(_WORDS, max_size=25).map("".join)),
+    with_base=st.booleans(),
+    flags=st.lists(st.lists(_WORDS, max_size=6).map(".".join) | st.text(max_size=10), max_size=2),
+)
+def test_anything_gives_a_spec_or_a_spec_error(tmp_path, content, with_base, flags):
+    data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
+    path = tmp_path / "fuzz.yaml"
+    path.write_bytes(BASE.encode() + data if with_base else data)
+    try:
+        assert isinstance(yamlfile.load(path, flags).spec, Spec)
+    except SpecError as error:
+        assert error.problems
+        assert all(problem.message and problem.where for problem in error.problems)
