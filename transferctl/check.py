@@ -89,7 +89,8 @@ def _plan(spec: Spec, model: TransferModel, compute: str, stage0: bool) -> list[
         ["preprocessing", str(model.preprocessing)],
         [
             "optimizer",
-            f"{spec.optimizer.name}, lr {spec.optimizer.lr:g}, {spec.schedule}, {spec.epochs} epochs of batches ≤ {spec.batch_size}",
+            f"{spec.optimizer.name}, lr {spec.optimizer.lr:g}, {spec.schedule}, "
+            f"{spec.epochs} epochs of batches ≤ {spec.batch_size}",
         ],
         ["device", compute],
     ]
