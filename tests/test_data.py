@@ -1,0 +1,134 @@
+"""Listing, splitting and the one class map."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from transferctl import data
+from transferctl.contracts import BadSample
+from transferctl.datasets import digits, folder, manifest
+from transferctl.errors import DataError
+
+Folder = Callable[..., Path]
+
+
+def _load(train: Path, val: Path | float = 0.25, seed: int = 0) -> data.DomainData:
+    held_out = val if isinstance(val, float) else folder.Settings(path=str(val))
+    return data.load_domain(folder.Settings(path=str(train)), held_out, None, seed, domain="target")
+
+
+def test_val_is_mapped_by_name_through_the_class_map_of_train(image_folder: Folder) -> None:
+    domain = _load(image_folder("train", a=2, b=3, c=4), image_folder("val", c=2, a=1))
+    assert domain.classes == ("a", "b", "c")
+    assert domain.val.labels.tolist() == [0, 2, 2]
+    assert any("no samples of b" in note for note in domain.notes)
+
+
+def test_a_class_that_only_val_has_is_an_error_with_the_nearest_name(image_folder: Folder) -> None:
+    with pytest.raises(DataError, match=r"antz.*meant to be 'ants'"):
+        _load(image_folder("train", ants=2, bees=2), image_folder("val", antz=2))
+
+
+def test_a_single_class_is_an_error(image_folder: Folder) -> None:
+    with pytest.raises(DataError, match="has one class"):
+        _load(image_folder("train", ants=4))
+
+
+def test_the_hold_out_is_stratified_disjoint_and_depends_on_the_seed(image_folder: Folder) -> None:
+    train = image_folder("train", a=8, b=16)
+    one, same, other = _load(train, 0.25, 0), _load(train, 0.25, 0), _load(train, 0.25, 1)
+    assert np.bincount(one.val.labels).tolist() == [2, 4]
+    assert not set(one.train.indices) & set(one.val.indices)
+    assert len(one.train) + len(one.val) == 24
+    assert one.val.indices.tolist() == same.val.indices.tolist() != other.val.indices.tolist()
+
+
+def test_hidden_is_counted_strays_are_reported_and_nested_images_belong_to_their_class(image_folder: Folder) -> None:
+    train = image_folder("train", a=2, b=2)
+    (train / ".hidden").mkdir()
+    (train / "a" / "notes.txt").write_text("x")
+    (train / "a" / "deep").mkdir()
+    (train / "a" / "0.png").rename(train / "a" / "deep" / "0.png")
+    listed = folder.load(folder.Settings(path=str(train)), "train", 0)
+    assert len(listed) == 4
+    assert any("1 hidden" in note for note in listed.notes)
+    assert any("notes.txt" in note for note in listed.notes)
+
+
+def test_a_link_to_a_folder_around_it_is_an_error(image_folder: Folder) -> None:
+    train = image_folder("train", a=2, b=2)
+    (train / "a" / "loop").symlink_to(train / "a")
+    with pytest.raises(DataError, match="leads back"):
+        folder.load(folder.Settings(path=str(train)), "train", 0)
+
+
+def test_a_dangling_link_is_a_sample_that_cannot_be_read(image_folder: Folder) -> None:
+    train = image_folder("train", a=2, b=2)
+    (train / "a" / "gone.jpg").symlink_to("nowhere.jpg")
+    listed = folder.load(folder.Settings(path=str(train)), "train", 0)
+    position = next(i for i in range(len(listed)) if listed.name(i).endswith("gone.jpg"))
+    with pytest.raises(BadSample, match="link to a missing file"):
+        listed.read(position)
+
+
+def test_a_file_name_that_is_not_utf8_is_named_in_the_error(image_folder: Folder) -> None:
+    train = image_folder("train", a=2, b=2)
+    os.rename(train / "a" / "0.png", os.fsencode(train / "a") + b"/\xff.png")  # noqa: PTH104 (a bytes path)
+    with pytest.raises(DataError, match=r"not printable UTF-8.*udcff"):
+        folder.load(folder.Settings(path=str(train)), "train", 0)
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(image_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = image_folder("train", a=2, b=2)
+
+    def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match="cannot be listed: Permission denied; give"):
+        folder.load(folder.Settings(path=str(train)), "train", 0)
+
+
+def test_naming_the_folder_of_the_splits_points_to_train(image_folder: Folder) -> None:
+    image_folder("both/train", a=1, b=1)
+    with pytest.raises(DataError, match="holds splits, not classes"):
+        folder.load(folder.Settings(path=str(image_folder("both/val", a=1).parent)), "train", 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\nx,a\n", ":1: the header lacks path"),
+        ("path,label\nx.png,a,extra\n", ":2: has 3 cells"),
+        ("path,label\nx.png,\n", ":2: label is empty"),
+        ("path,label\nx.png,a\n./x.png,b\n", ":3: ./x.png stands here as 'b', but as 'a' in line 2"),
+        ("path,label,split\nx.png,a,test\n", "no row has split 'train'; the file has test"),
+        ("path,label\n", "has no rows"),
+    ],
+)
+def test_a_faulty_manifest_is_an_error_at_its_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(DataError) as caught:
+        manifest.load(manifest.Settings(path=str(tmp_path / "m.csv")), "train", 0)
+    assert message in str(caught.value)
+
+
+def test_the_split_column_defaults_to_where_the_manifest_stands(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("path,label,split\n1.png,a,train\n2.png,b,train\n3.png,b,val\n")
+    rows = manifest.load(manifest.Settings(path=str(tmp_path / "m.csv")), "val", 0)
+    assert [rows.name(i) for i in range(len(rows))] == [str(tmp_path / "3.png")]
+
+
+def test_digits_splits_are_disjoint_and_per_class_draws_by_seed() -> None:
+    sizes = [len(digits.load(digits.Settings(dataset="digits", split=s), "train", 0)) for s in ("train", "val", "test")]
+    assert sum(sizes) == len(digits.load(digits.Settings(dataset="digits", split="all"), "train", 0)) == 1797
+    settings = digits.Settings(dataset="digits", classes=("5", "6"), per_class=10)
+    one = data.load_domain(settings, 0.5, None, 0, domain="target")
+    other = data.load_domain(settings, 0.5, None, 1, domain="target")
+    assert len(one.train) + len(one.val) == 20
+    assert set(one.train.indices) | set(one.val.indices) != set(other.train.indices) | set(other.val.indices)
