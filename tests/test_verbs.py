@@ -133,9 +133,12 @@ def test_every_broken_image_is_named_and_skip_leaves_them_out(spec: Path, tmp_pa
     assert "text.jpg is not a readable image" in answer["error"]
     code, answer = invoke("check", spec)
     assert code == 3
-    code, answer = invoke("extract", spec, "--runs-dir", tmp_path / "runs", "--set", "on_bad_sample=skip")
-    assert code == 0
-    assert "skipped: " in (run_of(answer).parent / run_of(answer).name / "log.txt").read_text() or answer["best"]
+    arguments = ["extract", str(spec), "--runs-dir", str(tmp_path / "runs"), "--set", "on_bad_sample=skip"]
+    skipped = CliRunner().invoke(app, arguments)
+    assert skipped.exit_code == 0
+    for name in ("empty.jpg", "text.jpg"):
+        assert sum("skipped: " in line and name in line for line in skipped.stderr.splitlines()) == 1
+    assert "train: 2 of 38 samples skipped" in skipped.stderr
 
 
 def test_diverging_training_exits_6_and_leaves_no_best(spec: Path, tmp_path: Path) -> None:
