@@ -15,7 +15,7 @@ How other domains fit (so that these contracts need no change of form when they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -162,6 +162,3 @@ class Penalty(Protocol):
 
 class BadSample(Exception):
     """One sample that cannot be read. The message says why; the loader knows which."""
-
-
-Batches = Iterator[Batch]

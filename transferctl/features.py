@@ -59,14 +59,12 @@ def compute(
     return FeatureTable(pooled, labels)
 
 
-def training_batches(
-    table: FeatureTable, *, batch_size: int, epochs: int, seed: int, source: bool = False
-) -> Iterator[Batch]:
+def training_batches(table: FeatureTable, *, batch_size: int, epochs: int, seed: int) -> Iterator[Batch]:
     """The same order as images would have: every step of every epoch."""
     for epoch in range(epochs):
         for positions in loaders.epoch_batches(len(table), batch_size, seed, epoch):
             part = table.rows(positions)
-            yield Batch(part.pooled, part.labels, len(part) if source else 0)
+            yield Batch(part.pooled, part.labels)
 
 
 def evaluation_batches(table: FeatureTable, batch_size: int = 4096) -> Iterator[Batch]:

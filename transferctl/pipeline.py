@@ -84,7 +84,7 @@ def readable_rows(split: Split, workers: int | str, display: Display) -> Split:
     return split.rows(np.setdiff1d(np.arange(len(split)), [position for position, _ in broken]))
 
 
-def load_backbone(spec: Spec, *, label: str = "backbone") -> Pretrained:
+def load_backbone(spec: Spec) -> Pretrained:
     """The backbone with its starting weights and its own head. Raises SpecError, CheckpointError."""
     settings = spec.backbone
     plugin = plugins.load("backbones", settings.library)
