@@ -59,6 +59,9 @@ class DomainData:
     def splits(self) -> list[Split]:
         return [self.train, self.val, *([self.test] if self.test else [])]
 
+    def named_splits(self, domain: str) -> dict[str, Split]:
+        return {f"{domain}.{split.name}": split for split in self.splits()}
+
 
 def load_domain(
     train: DataSettings, val: DataSettings | float, test: DataSettings | None, seed: int, *, domain: str

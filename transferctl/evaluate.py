@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from transferctl import checkpoint, data, loaders, pipeline, results, runs, training, yamlfile
+from transferctl import checkpoint, data, loaders, pipeline, results, runs, scoring, yamlfile
 from transferctl.data import Split
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, GateMissed, Problem, SpecError
@@ -50,17 +50,15 @@ def run(
         scored = pipeline.readable_rows(scored, spec.workers, display)
     model.to(compute.device)
     with runs.start(runs_dir, "eval", spec.name, yamlfile.dump(spec), display) as folder:
-        fingerprints = {f"{domain}.{scored.name}": scored.fingerprint()}
-        folder.write_json("environment.json", runs.environment(spec.seed, str(compute), fingerprints))
-        folder.write_json("classes.json", {domain: list(model.classes[domain])})
+        results.describe_run(folder, spec.seed, compute, model, {f"{domain}.{scored.name}": scored})
         logits: list[torch.Tensor] = []
         workers = loaders.workers_for(spec.workers, scored)
         batches = loaders.evaluation_batches(
             scored, task, model.preprocessing, batch_size=SCORING_BATCH, workers=workers
         )
-        metrics = training.measure(model, task, batches, model.features, compute, domain, logits.append)
+        metrics = scoring.measure(model, task, batches, model.features, compute, domain, logits.append)
         results.write_predictions(folder, scored, model.classes[domain], torch.cat(logits))
-        folder.log_metrics(split=scored.name, **training.headline(metrics))
+        folder.log_metrics(split=scored.name, **results.headline(metrics))
         folder.summary |= {"evaluated": str(trained), "checkpoint": saved.path.name, "split": scored.name, **metrics}
         results.show_metrics(display, f"{trained.name}, {which}, on {data_path or scored.name}", metrics)
         results.show_classes(display, metrics)
@@ -94,7 +92,7 @@ def parse_gate(text: str) -> Gate:
 def _holds(gate: Gate, metrics: Mapping[str, Any]) -> bool:
     """A number that is not finite passes no gate."""
     name, comparison, limit = gate
-    known = training.headline(metrics)
+    known = results.headline(metrics)
     if name not in known:
         message = f"there is no metric {name!r} here; there are {', '.join(known)}"
         raise SpecError([Problem("", message, f"--fail-if {name}{comparison}{limit:g}")])

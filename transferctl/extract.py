@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from transferctl import checkpoint, data, features, loaders, pipeline, pretrain, results, runs, training, yamlfile
+from transferctl import data, features, loaders, pipeline, pretrain, results, runs, scoring, training, yamlfile
 from transferctl.contracts import Features, Task
 from transferctl.data import DomainData
 from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.features import FeatureTable
-from transferctl.model import TransferModel, state_for_checkpoint
+from transferctl.model import TransferModel
 from transferctl.runs import Run
 from transferctl.spec import BaselineSettings, Spec
 from transferctl.training import Fitted
@@ -39,14 +38,13 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
         display.note(f"extract freezes the whole backbone; frozen: {spec.frozen} is for finetune")
     display.note(f"objective: min over the head of L_T on frozen features, {spec.epochs} epochs")
     with runs.start(runs_dir, "extract", spec.name, yamlfile.dump(spec), display) as folder:
-        fingerprints = {f"target.{split.name}": split.fingerprint() for split in target.splits()}
-        folder.write_json("environment.json", runs.environment(spec.seed, str(compute), fingerprints))
-        folder.write_json("classes.json", {domain: list(names) for domain, names in model.classes.items()})
+        results.describe_run(folder, spec.seed, compute, model, target.named_splits("target"))
         tables = _tables(spec, model, task, target, compute, display)
         fitted = _fit_head(spec, model, task, tables["train"], tables["val"], compute, display, folder)
         folder.summary |= {"best": fitted.best, "last": fitted.last}
         _save(folder, model, fitted)
-        _score(folder, spec, model, task, target, tables, compute, display)
+        scoring.score_best(folder, model, task, target, lambda split: features.evaluation_batches(tables[split.name]),
+                           Features, compute, display)  # fmt: skip
         if spec.baseline:
             comparison = _compare_with_scratch(spec, spec.baseline, model, task, target, tables, compute, display)
             folder.summary["baseline"] = comparison
@@ -80,53 +78,23 @@ def _fit_head(
     compute: Compute,
     display: Display,
     folder: Run | None,
-    seed: int | None = None,
 ) -> Fitted:
-    """Train the head on the table; the model ends as it was at its best epoch, `last` weights in memory too."""
+    stream = features.training_stream(train, batch_size=spec.batch_size, epochs=spec.epochs, seed=spec.seed)
+    validation = partial(features.evaluation_batches, val)
     return training.fit(
-        model, task, spec,
-        features.training_batches(
-            train, batch_size=spec.batch_size, epochs=spec.epochs, seed=spec.seed if seed is None else seed
-        ),
-        partial(features.evaluation_batches, val),
-        Features, compute, display,
-        steps_per_epoch=loaders.steps_per_epoch(len(train), spec.batch_size), run=folder,
-    )  # fmt: skip
+        model, task, spec, stream, validation, Features, compute, display, run=folder, save_each_epoch=False
+    )
 
 
 def _save(folder: Run, model: TransferModel, fitted: Fitted) -> None:
-    """The head trains in seconds, so both checkpoints are written at its end: last as it is, then best."""
-    both_in_one = fitted.best == fitted.last
-    for which, epoch in (("last", fitted.last), ("best", fitted.best))[both_in_one:]:
-        if which == "best":
-            model.load_state_dict(fitted.best_state, strict=False)
-        manifest = model.describe() | {"epoch": epoch["epoch"], "val": training.headline(epoch["val"])}
-        links = ("best", "last") if both_in_one else (which,)
-        checkpoint.save(folder.path, epoch["step"], state_for_checkpoint(model), manifest, links)
-
-
-def _score(
-    folder: Run,
-    spec: Spec,
-    model: TransferModel,
-    task: Task,
-    target: DomainData,
-    tables: dict[str, FeatureTable],
-    compute: Compute,
-    display: Display,
-) -> None:
-    logits: list[torch.Tensor] = []
-    val_batches = features.evaluation_batches(tables["val"])
-    val = training.measure(model, task, val_batches, Features, compute, record=logits.append)
-    results.write_predictions(folder, target.val, target.classes, torch.cat(logits))
-    results.show_metrics(display, f"Validation, epoch {folder.summary['best']['epoch']} (best of {spec.epochs})", val)
-    if target.test:
-        test = training.measure(model, task, features.evaluation_batches(tables["test"]), Features, compute)
-        folder.summary["test"] = test
-        folder.log_metrics(split="test", **training.headline(test))
-        results.show_metrics(display, "Test, scored once with the best epoch", test)
-        val = test
-    results.show_classes(display, val)
+    """The head trains in seconds, so both checkpoints are written at its end: last, then best. The model stays
+    as it was at its best epoch."""
+    if fitted.best == fitted.last:
+        results.save_checkpoint(folder, model, fitted.best, ("best", "last"))
+        return
+    results.save_checkpoint(folder, model, fitted.last, ("last",))
+    model.load_state_dict(fitted.best_state, strict=False)
+    results.save_checkpoint(folder, model, fitted.best, ("best",))
 
 
 # -- beside it: the same network from random weights on the same images ---------------------------------
@@ -157,7 +125,7 @@ def _compare_with_scratch(
         model.load_state_dict(fitted.best_state, strict=False)
         scored = "test" if target.test else "val"
         batches = features.evaluation_batches(tables[scored])
-        transfer = training.measure(model, task, batches, Features, compute)["accuracy"]
+        transfer = scoring.measure(model, task, batches, Features, compute)["accuracy"]
         rows.append(
             {"seed": seed, "transfer": transfer, "scratch": _scratch(seeded, baseline, task, target, compute, display)}
         )
@@ -178,19 +146,18 @@ def _scratch(
     model.freeze("none", batchnorm_trains=True)
     model.to(compute.device)
     settings = spec.pretrain.model_copy(update={"epochs": baseline.epochs, "batch_size": spec.batch_size})
-    batches = loaders.training_batches(
+    stream = loaders.training_stream(
         target.train, None, task, model.preprocessing, pipeline.augmentation(settings),
         batch_size=settings.batch_size, source_batch_size=0, epochs=baseline.epochs, seed=spec.seed, workers=0,
     )  # fmt: skip
-    scoring = partial(
+    batches_of = partial(
         loaders.evaluation_batches, task=task, preprocessing=model.preprocessing, batch_size=256, workers=0
     )
     fitted = training.fit(
-        model, task, settings, batches, partial(scoring, target.val), model.features, compute, display,
-        steps_per_epoch=loaders.steps_per_epoch(len(target.train), settings.batch_size),
-    )  # fmt: skip
+        model, task, settings, stream, partial(batches_of, target.val), model.features, compute, display
+    )
     model.load_state_dict(fitted.best_state, strict=False)
-    scored = training.measure(model, task, scoring(target.test or target.val), model.features, compute)
+    scored = scoring.measure(model, task, batches_of(target.test or target.val), model.features, compute)
     return float(scored["accuracy"])
 
 

@@ -14,6 +14,7 @@ from transferctl.contracts import Batch, Task
 from transferctl.data import Split
 from transferctl.device import Compute
 from transferctl.display import Display
+from transferctl.loaders import Stream
 from transferctl.model import TransferModel
 
 
@@ -59,12 +60,15 @@ def compute(
     return FeatureTable(pooled, labels)
 
 
-def training_batches(table: FeatureTable, *, batch_size: int, epochs: int, seed: int) -> Iterator[Batch]:
+def training_stream(table: FeatureTable, *, batch_size: int, epochs: int, seed: int) -> Stream:
     """The same order as images would have: every step of every epoch."""
-    for epoch in range(epochs):
-        for positions in loaders.epoch_batches(len(table), batch_size, seed, epoch):
-            part = table.rows(positions)
-            yield Batch(part.pooled, part.labels)
+    batches = (
+        Batch(part.pooled, part.labels)
+        for epoch in range(epochs)
+        for positions in loaders.epoch_batches(len(table), batch_size, seed, epoch)
+        for part in (table.rows(positions),)
+    )
+    return Stream(batches, loaders.steps_per_epoch(len(table), batch_size), len(table))
 
 
 def evaluation_batches(table: FeatureTable, batch_size: int = 4096) -> Iterator[Batch]:

@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from transferctl import (
     checkpoint,
     loaders,
@@ -17,6 +15,7 @@ from transferctl import (
     pretrain,
     results,
     runs,
+    scoring,
     training,
     yamlfile,
 )
@@ -24,8 +23,7 @@ from transferctl.contracts import Penalty
 from transferctl.data import DomainData
 from transferctl.display import Display
 from transferctl.errors import CheckpointError
-from transferctl.model import TransferModel, restore, state_for_checkpoint
-from transferctl.runs import Run
+from transferctl.model import TransferModel, restore
 from transferctl.spec import Spec
 
 SCORING_BATCH = 256
@@ -56,51 +54,28 @@ def run(spec: Spec, runs_dir: Path, display: Display, from_run: Path | None = No
     display.note(f"objective: {objective.in_symbols(source is not None, target_weight, weights)}")
     display.note(_what_is_trained(model, spec))
     workers = loaders.workers_for(spec.workers, target.train)
-    batches = loaders.training_batches(
+    stream = loaders.training_stream(
         target.train, source.train if source else None, task, model.preprocessing, pipeline.augmentation(spec),
         batch_size=spec.batch_size, source_batch_size=_source_batch_size(spec), epochs=spec.epochs,
         seed=spec.seed, workers=workers,
     )  # fmt: skip
-    scoring = partial(
+    batches_of = partial(
         loaders.evaluation_batches,
         task=task, preprocessing=model.preprocessing, batch_size=SCORING_BATCH, workers=workers,
     )  # fmt: skip
     with runs.start(runs_dir, "finetune", spec.name, yamlfile.dump(spec), display) as folder:
-        splits = [*target.splits(), *(source.splits() if source else [])]
-        fingerprints = {f"{i}.{split.name}": split.fingerprint() for i, split in enumerate(splits)}
-        folder.write_json("environment.json", runs.environment(spec.seed, str(compute), fingerprints))
-        folder.write_json("classes.json", {domain: list(names) for domain, names in model.classes.items()})
+        splits = target.named_splits("target") | (source.named_splits("source") if source else {})
+        results.describe_run(folder, spec.seed, compute, model, splits)
         folder.summary |= {"from": str(from_run) if from_run else None}
-
-        def save(epoch: dict[str, Any], is_best: bool) -> None:
-            manifest = model.describe() | {"epoch": epoch["epoch"], "val": training.headline(epoch["val"])}
-            links = ("best", "last") if is_best else ("last",)
-            checkpoint.save(folder.path, epoch["step"], state_for_checkpoint(model), manifest, links)
-
         fitted = training.fit(
-            model, task, spec, batches, partial(scoring, target.val), model.features, compute, display,
-            steps_per_epoch=loaders.steps_per_epoch(len(target.train), spec.batch_size),
-            target_weight=target_weight, penalties=penalties, run=folder, save=save,
+            model, task, spec, stream, partial(batches_of, target.val), model.features, compute, display,
+            target_weight=target_weight, penalties=penalties, run=folder,
         )  # fmt: skip
         model.load_state_dict(fitted.best_state, strict=False)
         folder.summary |= {"best": fitted.best, "last": fitted.last}
-        logits: list[torch.Tensor] = []
-        val = training.measure(model, task, scoring(target.val), model.features, compute, record=logits.append)
-        results.write_predictions(folder, target.val, target.classes, torch.cat(logits))
-        results.show_metrics(display, f"Validation, epoch {fitted.best['epoch']} (best of {spec.epochs})", val)
-        if target.test:
-            val = _score_test(folder, training.measure(
-                model, task, scoring(target.test), model.features, compute), display)  # fmt: skip
-        results.show_classes(display, val)
+        scoring.score_best(folder, model, task, target, batches_of, model.features, compute, display)
     display.result(str(folder.path))
     return folder.summary
-
-
-def _score_test(folder: Run, test: dict[str, Any], display: Display) -> dict[str, Any]:
-    folder.summary["test"] = test
-    folder.log_metrics(split="test", **training.headline(test))
-    results.show_metrics(display, "Test, scored once with the best epoch", test)
-    return test
 
 
 def _continue_from(run: Path, spec: Spec, target: DomainData, display: Display) -> TransferModel:

@@ -7,10 +7,12 @@ out of a worker as a value; here it stops the pass, with the list of all broken 
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -56,35 +58,63 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     return -(-n // batch_size)
 
 
-def cycling_batches(n: int, batch_size: int, seed: int, step: int) -> list[tuple[int, int]]:
-    """The (cycle, sample) pairs of a stream of passes over n samples, at a step counted from 0."""
-    places = range(step * batch_size, (step + 1) * batch_size)
-    orders = {cycle: np.random.default_rng([seed, cycle, 1]).permutation(n) for cycle in {p // n for p in places}}
-    return [(place // n, int(orders[place // n][place % n])) for place in places]
+def cycle(n: int, seed: int) -> Iterator[tuple[int, int]]:
+    """(pass, sample): passes over n samples without end, each in an order of its own."""
+    for number in count():
+        for sample in np.random.default_rng([seed, number, 1]).permutation(n):
+            yield number, int(sample)
+
+
+Key = tuple[int, int, int]  # which of the splits, pass, position in the split
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Every training step in order, in one stream, so that workers start once. An epoch is one pass over the
+    target (over the source where there is no target); samples_per_epoch counts both domains."""
+
+    batches: Iterator[Batch]
+    steps_per_epoch: int
+    samples_per_epoch: int
 
 
 class _Images:
-    """What the workers run: (domain, epoch, position) -> uint8 [3, H, W], or why not."""
+    """What the workers run: a key -> uint8 [3, H, W], or why not; its label; whether it is a source sample."""
 
     def __init__(
-        self, splits: Sequence[Split], preprocessing: Preprocessing, augment: AugmentSettings | None, seed: int
+        self,
+        splits: Sequence[Split],
+        preprocessing: Preprocessing,
+        augment: AugmentSettings | None,
+        seed: int,
+        sources: int = 0,
     ):
+        """The first `sources` splits are source data."""
         self.splits, self.preprocessing, self.augment, self.seed = splits, preprocessing, augment, seed
+        self.sources = sources
 
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor | Unreadable, int]:
-        domain, epoch, position = key
-        split = self.splits[domain]
+    def __getitem__(self, key: Key) -> _Row:
+        which, epoch, position = key
+        split = self.splits[which]
+        is_source = which < self.sources
         try:
             image = split.dataset.read(int(split.indices[position]))
         except BadSample as error:
-            return Unreadable(split.sample_name(position), str(error)), -1
+            return _Row(Unreadable(split.sample_name(position), str(error)), -1, is_source)
+        label = int(split.labels[position])
         if self.augment is None:
-            return evaluation_image(image, self.preprocessing), int(split.labels[position])
-        random_key = (self.seed, epoch, domain, int(split.indices[position]))
-        return training_image(image, self.preprocessing, self.augment, random_key), int(split.labels[position])
+            return _Row(evaluation_image(image, self.preprocessing), label, is_source)
+        random_key = (self.seed, epoch, which, int(split.indices[position]))
+        return _Row(training_image(image, self.preprocessing, self.augment, random_key), label, is_source)
 
 
-def training_batches(
+class _Row(NamedTuple):
+    image: Tensor | Unreadable
+    label: int
+    is_source: bool
+
+
+def training_stream(
     target: Split | None,
     source: Split | None,
     task: Task,
@@ -96,25 +126,27 @@ def training_batches(
     epochs: int,
     seed: int,
     workers: int,
-) -> Iterator[Batch]:
-    """Every step of every epoch, in one stream, so that workers start once. An epoch is one pass over the
-    target (over the source where there is no target); the source goes in its own cycle beside it."""
-    leader = target if target is not None else source
-    assert leader is not None
+) -> Stream:
+    """Images of both domains, source first in each batch; the source goes in its own cycle beside the target.
+    Without a target, `batch_size` is the source's. Raises DataError listing every broken sample."""
     splits = [split for split in (source, target) if split is not None]
-    steps: list[list[tuple[int, int, int]]] = []
+    images = _Images(splits, preprocessing, augment, seed, sources=int(source is not None))
+    steps = _training_steps(list(map(len, splits)), batch_size, source_batch_size, epochs=epochs, seed=seed)
+    n_steps = steps_per_epoch(len(splits[-1]), batch_size)
+    beside = n_steps * source_batch_size if len(splits) == 2 else 0
+    return Stream(_batches(images, steps, task, workers), n_steps, len(splits[-1]) + beside)
+
+
+def _training_steps(
+    sizes: Sequence[int], batch_size: int, source_batch_size: int, *, epochs: int, seed: int
+) -> Iterator[list[Key]]:
+    """The keys of each step. The last split sets the epoch; one before it goes in its own cycle."""
+    leader = len(sizes) - 1
+    source = cycle(sizes[0], seed)
     for epoch in range(epochs):
-        for positions in epoch_batches(len(leader), batch_size, seed, epoch):
-            lead = [(len(splits) - 1, epoch, int(position)) for position in positions]
-            beside: list[tuple[int, int, int]] = []
-            if target is not None and source is not None:
-                cycle = cycling_batches(len(source), source_batch_size, seed, len(steps))
-                beside = [(0, *pair) for pair in cycle]
-            steps.append([*beside, *lead])
-    images = _Images(splits, preprocessing, augment, seed)
-    n_source = [len(step) if target is None else sum(1 for d, _, _ in step if source and d == 0) for step in steps]
-    for rows, count in zip(_loader(images, steps, workers), n_source, strict=True):
-        yield _batch(rows, task, images, count)
+        for positions in epoch_batches(sizes[leader], batch_size, seed, epoch):
+            beside = [(0, *next(source)) for _ in range(source_batch_size)] if leader else []
+            yield [*beside, *((leader, epoch, int(position)) for position in positions)]
 
 
 def evaluation_batches(
@@ -122,21 +154,19 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """The split in order, once, without augmentation. Raises DataError listing every broken sample."""
     images = _Images([split], preprocessing, None, 0)
-    positions = np.array_split(np.arange(len(split)), max(1, -(-len(split) // batch_size)))
-    steps = [[(0, 0, int(p)) for p in chunk] for chunk in positions if len(chunk)]
-    for rows in _loader(images, steps, workers):
-        yield _batch(rows, task, images, 0)
+    chunks = np.array_split(np.arange(len(split)), steps_per_epoch(len(split), batch_size))
+    return _batches(images, ([(0, 0, int(position)) for position in chunk] for chunk in chunks), task, workers)
 
 
 def unreadable(split: Split, workers: int, display: Display) -> list[tuple[int, Unreadable]]:
     """Decode every sample of a split; the positions of those that fail, with the reason."""
     probe = _Images([split], Preprocessing(8, 8), None, 0)
-    steps = [[(0, 0, position)] for position in range(len(split))]
+    steps: Iterator[list[Key]] = ([(0, 0, position)] for position in range(len(split)))
     found = []
     with display.progress(f"reading {split.name}", len(split)) as progress:
         for position, rows in enumerate(_loader(probe, steps, workers)):
-            if isinstance(rows[0][0], Unreadable):
-                found.append((position, rows[0][0]))
+            if isinstance(rows[0].image, Unreadable):
+                found.append((position, rows[0].image))
             progress.advance(1)
     return found
 
@@ -148,26 +178,34 @@ def broken_error(broken: Sequence[Unreadable]) -> DataError:
     return DataError("\n".join(lines))
 
 
-def _loader(images: _Images, steps: list[list[tuple[int, int, int]]], workers: int) -> Any:
+def _batches(images: _Images, steps: Iterator[list[Key]], task: Task, workers: int) -> Iterator[Batch]:
+    for rows in _loader(images, steps, workers):
+        if any(isinstance(row.image, Unreadable) for row in rows):
+            raise broken_error(_all_unreadable(images))
+        samples, labels = [row.image for row in rows], [row.label for row in rows]
+        yield task.collate(samples, labels, sum(row.is_source for row in rows))
+
+
+def _loader(images: _Images, steps: Iterator[list[Key]], workers: int) -> Iterable[list[_Row]]:
     """fork where it is safe and cheap: a worker imports nothing again. Elsewhere the platform's default."""
     context = "fork" if workers and sys.platform == "linux" else None
     return DataLoader(
         images,  # type: ignore[arg-type]
-        batch_sampler=steps,
+        batch_sampler=steps,  # read once, as it goes: a long training needs no list
         collate_fn=_keep,
         num_workers=workers,
         multiprocessing_context=context,
+        worker_init_fn=_leave_quietly if workers else None,
     )
 
 
-def _keep(rows: list[Any]) -> list[Any]:
+def _leave_quietly(worker: int) -> None:
+    """SIGTERM sent to the whole process group: the main process says so, a worker just goes."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+
+def _keep(rows: list[_Row]) -> list[_Row]:
     return rows
-
-
-def _batch(rows: list[tuple[Tensor | Unreadable, int]], task: Task, images: _Images, n_source: int) -> Batch:
-    if any(isinstance(image, Unreadable) for image, _ in rows):
-        raise broken_error(_all_unreadable(images))
-    return task.collate([image for image, _ in rows], [label for _, label in rows], n_source)
 
 
 def _all_unreadable(images: _Images) -> list[Unreadable]:

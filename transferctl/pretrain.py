@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transferctl import checkpoint, loaders, pipeline, results, runs, training, yamlfile
+from transferctl import loaders, pipeline, results, runs, training, yamlfile
 from transferctl.display import Display
-from transferctl.model import TransferModel, state_for_checkpoint
+from transferctl.model import TransferModel
 from transferctl.spec import Spec, WeightsFile
 
 
@@ -25,7 +25,7 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     settings = spec.pretrain
     display.note(f"pretrain: {spec.backbone.name} from {start.origin}, min over θ of L_S, {settings.epochs} epochs")
     workers = loaders.workers_for(spec.workers, source.train)
-    batches = loaders.training_batches(
+    stream = loaders.training_stream(
         None, source.train, task, model.preprocessing, pipeline.augmentation(settings),
         batch_size=settings.batch_size, source_batch_size=0, epochs=settings.epochs, seed=spec.seed, workers=workers,
     )  # fmt: skip
@@ -33,20 +33,10 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
         loaders.evaluation_batches, source.val, task, model.preprocessing, batch_size=256, workers=workers
     )
     with runs.start(runs_dir, "pretrain", spec.name, yamlfile.dump(spec), display) as folder:
-        fingerprints = {f"source.{split.name}": split.fingerprint() for split in source.splits()}
-        folder.write_json("environment.json", runs.environment(spec.seed, str(compute), fingerprints))
-        folder.write_json("classes.json", {"source": list(source.classes)})
-
-        def save(epoch: dict[str, Any], is_best: bool) -> None:
-            links = ("best", "last") if is_best else ("last",)
-            manifest = model.describe() | {"epoch": epoch["epoch"], "val": training.headline(epoch["val"])}
-            checkpoint.save(folder.path, epoch["step"], state_for_checkpoint(model), manifest, links)
-
+        results.describe_run(folder, spec.seed, compute, model, source.named_splits("source"))
         fitted = training.fit(
-            model, task, settings, batches, validation, model.features, compute, display,
-            steps_per_epoch=loaders.steps_per_epoch(len(source.train), settings.batch_size),
-            domain="source", run=folder, save=save,
-        )  # fmt: skip
+            model, task, settings, stream, validation, model.features, compute, display, domain="source", run=folder
+        )
         folder.summary |= {"best": fitted.best, "last": fitted.last}
         results.show_metrics(display, f"Source, epoch {fitted.best['epoch']} (best), validation", fitted.best["val"])
     display.result(str(folder.path))

@@ -1,4 +1,4 @@
-"""What a finished run leaves for people and scripts: predictions, tables, the summary."""
+"""What a run leaves for people and scripts: where it ran, its classes, checkpoints, predictions, tables."""
 
 from __future__ import annotations
 
@@ -10,10 +10,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from transferctl import checkpoint, runs
 from transferctl.data import Split
+from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.images import printable
+from transferctl.model import TransferModel, state_for_checkpoint
 from transferctl.runs import Run
+
+
+def describe_run(run: Run, seed: int, compute: Compute, model: TransferModel, splits: Mapping[str, Split]) -> None:
+    """environment.json and classes.json. splits: by domain and name, such as target.train."""
+    fingerprints = {name: split.fingerprint() for name, split in splits.items()}
+    run.write_json("environment.json", runs.environment(seed, str(compute), fingerprints))
+    run.write_json("classes.json", {domain: list(names) for domain, names in model.classes.items()})
+
+
+def save_checkpoint(run: Run, model: TransferModel, epoch: Mapping[str, Any], links: tuple[str, ...]) -> None:
+    """The model as it is. epoch: {"epoch", "step", "val": metrics}; links: best, last or both."""
+    manifest = model.describe() | {"epoch": epoch["epoch"], "val": headline(epoch["val"])}
+    checkpoint.save(run.path, epoch["step"], state_for_checkpoint(model), manifest, links)
+
+
+def headline(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The scalars: what goes into metrics.jsonl and what a gate may name."""
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
 def write_predictions(run: Run, split: Split, classes: Sequence[str], logits: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from transferctl import objective, optim
-from transferctl.contracts import Batch, Features, Penalty, Task
+from transferctl.contracts import Batch, Penalty, Task
 from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.errors import DivergedError
+from transferctl.loaders import Stream
 from transferctl.model import TransferModel
+from transferctl.results import headline, save_checkpoint
 from transferctl.runs import Run
+from transferctl.scoring import Forward, measure
 from transferctl.spec import TrainingSettings
-
-Forward = Callable[[Any], Features]
 
 
 @dataclass(frozen=True)
@@ -35,37 +36,36 @@ def fit(
     model: TransferModel,
     task: Task,
     settings: TrainingSettings,
-    batches: Iterator[Batch],
+    stream: Stream,
     validation: Callable[[], Iterable[Batch]],
     forward: Forward,
     compute: Compute,
     display: Display,
     *,
-    steps_per_epoch: int,
     domain: str = "target",
     target_weight: float = 1.0,
     penalties: Mapping[str, Penalty] | None = None,
     run: Run | None = None,
-    save: Callable[[dict[str, Any], bool], None] | None = None,
+    save_each_epoch: bool = True,
 ) -> Fitted:
-    """Minimise the objective over `batches`; after each epoch validate, keep the best, save.
+    """Minimise the objective over the stream; after each epoch validate, keep the best, save.
 
     forward: a batch's inputs -> Features (the whole model, or nothing where features were computed before).
-    save(epoch's record, is it the best so far): writes the checkpoint. Best is the highest accuracy on
-    validation data of `domain`, then the lowest loss, then the earliest. Raises DivergedError.
+    run: where metrics and, `save_each_epoch`, checkpoints go; None leaves no trace. Best is the highest accuracy
+    on validation data of `domain`, then the lowest loss, then the earliest. Raises DivergedError.
     """
     optimizer = optim.build(settings.optimizer, model.parameters())
-    total_steps = settings.epochs * steps_per_epoch
+    total_steps = settings.epochs * stream.steps_per_epoch
     best: dict[str, Any] = {}
     last: dict[str, Any] = {}
     best_state: dict[str, Tensor] = {}
     step = 0
-    with display.progress("training", total_steps, "steps") as progress:
+    with display.progress("training", settings.epochs * stream.samples_per_epoch) as progress:
         for epoch in range(1, settings.epochs + 1):
             model.train()
             sums = _Sums()
-            for _ in range(steps_per_epoch):
-                batch = _to(next(batches), compute.device)
+            for _ in range(stream.steps_per_epoch):
+                batch = _to(next(stream.batches), compute.device)
                 rate = optim.learning_rate(settings.schedule, settings.optimizer.lr, step / total_steps)
                 optim.set_learning_rate(optimizer, rate)
 
@@ -80,7 +80,7 @@ def fit(
 
                 step += 1
                 sums.add(_finite(losses, epoch, step))
-                progress.advance(1, f"epoch {epoch}/{settings.epochs} loss {sums.mean('loss'):.4f}")
+                progress.advance(len(batch.labels), f"epoch {epoch}/{settings.epochs} loss {sums.mean('loss'):.4f}")
 
             val = measure(model, task, validation(), forward, compute, domain)
             last = {"epoch": epoch, "step": step, "val": val}
@@ -90,9 +90,8 @@ def fit(
             if run:
                 run.log_metrics(step=step, epoch=epoch, split="train", lr=rate, **sums.means())
                 run.log_metrics(step=step, epoch=epoch, split="val", **headline(val))
-            if save:
-                save(last, is_best)
-            if run:
+                if save_each_epoch:
+                    save_checkpoint(run, model, last, ("best", "last") if is_best else ("last",))
                 display.note(_epoch_line(epoch, settings.epochs, sums, val, is_best))
     return Fitted(best, last, best_state)
 
@@ -101,34 +100,6 @@ def _what_changes(model: TransferModel) -> dict[str, Tensor]:
     """Copies of the trained parameters and of all buffers; what is frozen needs no copy."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     return {name: t.detach().clone() for name, t in model.state_dict().items() if name not in frozen}
-
-
-def measure(
-    model: TransferModel,
-    task: Task,
-    batches: Iterable[Batch],
-    forward: Forward,
-    compute: Compute,
-    domain: str = "target",
-    record: Callable[[Tensor], None] | None = None,
-) -> dict[str, Any]:
-    """Metrics of a head over labelled batches; no gradients, eval mode. `record` receives each batch's logits."""
-    model.eval()
-    meter = task.meter(model.classes[domain])
-    with torch.inference_mode():
-        for batch in batches:
-            with torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.bf16):
-                features = forward(batch.inputs.to(compute.device))
-            logits = model.heads[domain](Features(features.pooled.float(), _float(features.maps))).cpu()
-            meter.update(logits, batch.labels)
-            if record:
-                record(logits)
-    return meter.compute()
-
-
-def headline(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The scalars: what goes into metrics.jsonl and what a gate may name."""
-    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
 class _Sums:
@@ -173,7 +144,3 @@ def _epoch_line(epoch: int, epochs: int, sums: _Sums, val: Mapping[str, Any], is
 
 def _to(batch: Batch, device: torch.device) -> Batch:
     return Batch(batch.inputs.to(device), batch.labels.to(device), batch.n_source)
-
-
-def _float(maps: Tensor | None) -> Tensor | None:
-    return None if maps is None else maps.float()

@@ -1,0 +1,71 @@
+"""How good a head is on labelled data, and what a finished training says of its best epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transferctl import results
+from transferctl.contracts import Batch, Features, Task
+from transferctl.data import DomainData, Split
+from transferctl.device import Compute
+from transferctl.display import Display
+from transferctl.model import TransferModel
+from transferctl.runs import Run
+
+Forward = Callable[[Any], Features]
+
+
+def measure(
+    model: TransferModel,
+    task: Task,
+    batches: Iterable[Batch],
+    forward: Forward,
+    compute: Compute,
+    domain: str = "target",
+    record: Callable[[Tensor], None] | None = None,
+) -> dict[str, Any]:
+    """Metrics of a head over labelled batches; no gradients, eval mode. `record` receives each batch's logits."""
+    model.eval()
+    meter = task.meter(model.classes[domain])
+    with torch.inference_mode():
+        for batch in batches:
+            with torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.bf16):
+                features = forward(batch.inputs.to(compute.device))
+            logits = model.heads[domain](Features(features.pooled.float(), _float(features.maps))).cpu()
+            meter.update(logits, batch.labels)
+            if record:
+                record(logits)
+    return meter.compute()
+
+
+def _float(maps: Tensor | None) -> Tensor | None:
+    return None if maps is None else maps.float()
+
+
+def score_best(
+    run: Run,
+    model: TransferModel,
+    task: Task,
+    target: DomainData,
+    batches_of: Callable[[Split], Iterable[Batch]],
+    forward: Forward,
+    compute: Compute,
+    display: Display,
+) -> None:
+    """With the model as it was at its best epoch (`run.summary["best"]`): predictions on validation data, and
+    the score on test data, which is read for this alone, once."""
+    logits: list[Tensor] = []
+    metrics = measure(model, task, batches_of(target.val), forward, compute, record=logits.append)
+    results.write_predictions(run, target.val, target.classes, torch.cat(logits))
+    best, last = run.summary["best"]["epoch"], run.summary["last"]["epoch"]
+    results.show_metrics(display, f"Validation, epoch {best} (best of {last})", metrics)
+    if target.test:
+        metrics = measure(model, task, batches_of(target.test), forward, compute)
+        run.summary["test"] = metrics
+        run.log_metrics(split="test", **results.headline(metrics))
+        results.show_metrics(display, "Test, scored once with the best epoch", metrics)
+    results.show_classes(display, metrics)
