@@ -1,14 +1,30 @@
-"""Shared material: tiny image folders, tiny specs, the real photographs where they are at hand."""
+"""Shared material: tiny image folders, a tiny spec, the command line, the real photographs where they are at hand."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
+
+from transferctl.cli import app
+
+TINY_SPEC = """
+name: tiny
+backbone: {name: resnet18, weights: none}
+preprocess: {resize: 36, crop: 32}
+target: {train: train, val: val}
+epochs: 3
+batch_size: 8
+workers: 0
+optimizer: {lr: 0.05}
+"""
 
 
 @pytest.fixture
@@ -35,3 +51,24 @@ def image_folder(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return make
+
+
+@pytest.fixture
+def spec(tmp_path: Path, image_folder: Callable[..., Path]) -> Path:
+    """A spec that trains in a second, with its folders `train` and `val` beside it."""
+    image_folder("train", ants=12, bees=13, wasps=11)
+    image_folder("val", ants=6, bees=5, wasps=4)
+    (tmp_path / "tiny.yaml").write_text(TINY_SPEC)
+    return tmp_path / "tiny.yaml"
+
+
+@pytest.fixture
+def invoke() -> Callable[..., tuple[int, dict[str, Any]]]:
+    """invoke("extract", spec): exit code and the one JSON object on stdout."""
+
+    def run(*arguments: object) -> tuple[int, dict[str, Any]]:
+        result = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+        assert "Traceback" not in result.output
+        return result.exit_code, json.loads(result.stdout)
+
+    return run

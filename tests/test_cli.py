@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from transferctl import __version__
+from transferctl import __version__, cli
 from transferctl.cli import app
 
 VERBS = ["check", "pretrain", "extract", "finetune", "eval", "schema"]
@@ -98,8 +98,23 @@ def test_a_spec_is_judged_without_torch(spec_file):
     assert heavy_modules_after(snippet) == "[]"
 
 
-def test_unknown_verb_is_usage():
-    assert run("extrakt").exit_code == 2
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["extrakt"], "No such command 'extrakt'. Did you mean 'extract'?; see transferctl --help"),
+        (["extract"], "Missing argument 'SPEC'; see transferctl extract --help"),
+        (["eval", "run", "--fail"], "--fail"),
+    ],
+)
+def test_wrong_usage_exits_2_in_one_line_and_one_json_object(monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["transferctl", *arguments, "--json"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    captured = capsys.readouterr()
+    answer = json.loads(captured.out)
+    assert (ended.value.code, answer["exit_code"], answer["status"]) == (2, 2, "failed")
+    assert message in answer["error"]
+    assert captured.err.endswith(f"error: {answer['error']}\n")
 
 
 # -- 2: the spec --------------------------------------------------------------------------------------

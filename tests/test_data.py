@@ -132,3 +132,32 @@ def test_digits_splits_are_disjoint_and_per_class_draws_by_seed() -> None:
     other = data.load_domain(settings, 0.5, None, 1, domain="target")
     assert len(one.train) + len(one.val) == 20
     assert set(one.train.indices) | set(one.val.indices) != set(other.train.indices) | set(other.val.indices)
+
+
+def test_every_problem_of_a_domain_comes_at_once(image_folder: Folder) -> None:
+    train, val = image_folder("train", ants=1, bees=3), image_folder("val", antz=2)
+    with pytest.raises(DataError) as caught:
+        data.load_domain(
+            folder.Settings(path=str(train)), 0.5, folder.Settings(path=str(val)), 0, domain="target"
+        )  # fmt: skip
+    one, other = str(caught.value).splitlines()
+    assert one.startswith("target.test: classes that training data does not have: antz")
+    assert other.startswith("target.train: one sample of ants")
+
+
+def test_a_training_folder_that_cannot_be_listed_does_not_hide_the_others_fault(tmp_path: Path) -> None:
+    missing = [folder.Settings(path=str(tmp_path / name)) for name in ("train", "val", "test")]
+    with pytest.raises(DataError) as caught:
+        data.load_domain(*missing, 0, domain="target")
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [str(m.path) for m in missing]
+
+
+def test_a_fingerprint_survives_a_move_and_notices_a_new_file_and_another_label(image_folder: Folder) -> None:
+    train = image_folder("train", a=3, b=3)
+    before = _load(train).train.fingerprint()
+    moved = train.rename(train.with_name("moved"))
+    assert _load(moved).train.fingerprint() == before
+    (moved / "a" / "0.png").rename(moved / "b" / "0a.png")
+    relabelled = _load(moved).train.fingerprint()
+    (moved / "b" / "0a.png").rename(moved / "b" / "9.png")
+    assert len({before, relabelled, _load(moved).train.fingerprint()}) == 3

@@ -15,40 +15,14 @@ from typer.testing import CliRunner
 
 from transferctl.cli import app
 
-Folder = Callable[..., Path]
-
-SPEC = """
-name: tiny
-backbone: {name: resnet18, weights: none}
-preprocess: {resize: 36, crop: 32}
-target: {train: train, val: val}
-epochs: 3
-batch_size: 8
-workers: 0
-optimizer: {lr: 0.05}
-"""
-
-
-def invoke(*arguments: object) -> tuple[int, dict[str, Any]]:
-    """Exit code and the one JSON object on stdout."""
-    result = CliRunner().invoke(app, [*map(str, arguments), "--json"])
-    assert "Traceback" not in result.output
-    return result.exit_code, json.loads(result.stdout)
-
-
-@pytest.fixture
-def spec(tmp_path: Path, image_folder: Folder) -> Path:
-    image_folder("train", ants=12, bees=13, wasps=11)
-    image_folder("val", ants=6, bees=5, wasps=4)
-    (tmp_path / "tiny.yaml").write_text(SPEC)
-    return tmp_path / "tiny.yaml"
+Invoke = Callable[..., tuple[int, dict[str, Any]]]
 
 
 def run_of(answer: dict[str, Any]) -> Path:
     return Path(answer["run"])
 
 
-def test_extract_then_finetune_then_eval(spec: Path, tmp_path: Path) -> None:
+def test_extract_then_finetune_then_eval(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
     runs = tmp_path / "runs"
     code, extracted = invoke("extract", spec, "--runs-dir", runs, "--set", "epochs=20")
     assert code == 0
@@ -70,7 +44,7 @@ def test_extract_then_finetune_then_eval(spec: Path, tmp_path: Path) -> None:
     assert scored["loss"] == pytest.approx(tuned["best"]["val"]["loss"], abs=1e-9)
 
 
-def test_extract_leaves_the_backbone_as_it_was(spec: Path, tmp_path: Path) -> None:
+def test_extract_leaves_the_backbone_as_it_was(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
     states = []
     for epochs in (1, 5):
         _, answer = invoke("extract", spec, "--runs-dir", tmp_path / "runs", "--set", f"epochs={epochs}")
@@ -79,14 +53,14 @@ def test_extract_leaves_the_backbone_as_it_was(spec: Path, tmp_path: Path) -> No
         assert torch.equal(states[0][name], states[1][name]) == name.startswith("backbone.")
 
 
-def test_a_finished_runs_spec_run_again_gives_the_same_weights(spec: Path, tmp_path: Path) -> None:
+def test_a_finished_runs_spec_run_again_gives_the_same_weights(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
     _, first = invoke("finetune", spec, "--runs-dir", tmp_path / "a", "--set", "epochs=2")
     _, again = invoke("finetune", run_of(first) / "spec.yaml", "--runs-dir", tmp_path / "b")
     one, two = (load_file(run_of(r) / "checkpoints" / "last" / "model.safetensors") for r in (first, again))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_the_number_of_workers_changes_nothing(spec: Path, tmp_path: Path) -> None:
+def test_the_number_of_workers_changes_nothing(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
     states = []
     for workers in (0, 2):
         arguments = ("--set", "epochs=1", "--set", f"workers={workers}", "--runs-dir", tmp_path / "runs")
@@ -96,7 +70,7 @@ def test_the_number_of_workers_changes_nothing(spec: Path, tmp_path: Path) -> No
 
 
 def test_eval_through_a_manifest_with_folders_in_another_order_gives_the_identical_score(
-    spec: Path, tmp_path: Path
+    spec: Path, tmp_path: Path, invoke: Invoke
 ) -> None:
     _, trained = invoke("extract", spec, "--runs-dir", tmp_path / "runs")
     renamed = {"ants": "z", "bees": "m", "wasps": "a"}
@@ -113,7 +87,9 @@ def test_eval_through_a_manifest_with_folders_in_another_order_gives_the_identic
     }
 
 
-def test_a_missed_gate_exits_8_with_the_numbers_and_a_met_gate_exits_0(spec: Path, tmp_path: Path) -> None:
+def test_a_missed_gate_exits_8_with_the_numbers_and_a_met_gate_exits_0(
+    spec: Path, tmp_path: Path, invoke: Invoke
+) -> None:
     _, trained = invoke("extract", spec, "--runs-dir", tmp_path / "runs")
     code, answer = invoke("eval", run_of(trained), "--fail-if", "accuracy<1.01", "--runs-dir", tmp_path / "runs")
     assert (code, answer["exit_code"]) == (8, 8)
@@ -124,7 +100,7 @@ def test_a_missed_gate_exits_8_with_the_numbers_and_a_met_gate_exits_0(spec: Pat
     assert code == 2
 
 
-def test_every_broken_image_is_named_and_skip_leaves_them_out(spec: Path, tmp_path: Path) -> None:
+def test_every_broken_image_is_named_and_skip_leaves_them_out(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
     (tmp_path / "train" / "ants" / "empty.jpg").touch()
     (tmp_path / "train" / "bees" / "text.jpg").write_text("not an image")
     code, answer = invoke("finetune", spec, "--runs-dir", tmp_path / "runs")
@@ -141,14 +117,16 @@ def test_every_broken_image_is_named_and_skip_leaves_them_out(spec: Path, tmp_pa
     assert "train: 2 of 38 samples skipped" in skipped.stderr
 
 
-def test_diverging_training_exits_6_and_leaves_no_best(spec: Path, tmp_path: Path) -> None:
+def test_diverging_training_exits_6_and_leaves_no_best(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
     code, answer = invoke("finetune", spec, "--runs-dir", tmp_path / "runs", "--set", "optimizer.lr=1e30")
     assert code == 6
     assert "step" in answer["error"]
     assert not list((tmp_path / "runs").glob("*/checkpoints/best"))
 
 
-def test_check_counts_what_is_trained_and_finds_identical_images_across_splits(spec: Path, tmp_path: Path) -> None:
+def test_check_counts_what_is_trained_and_finds_identical_images_across_splits(
+    spec: Path, tmp_path: Path, invoke: Invoke
+) -> None:
     copied = (tmp_path / "train" / "ants" / "0.png").read_bytes()
     (tmp_path / "val" / "ants" / "copy.png").write_bytes(copied)
     code, plan = invoke("check", spec, "--set", "frozen=layer3")
@@ -157,7 +135,9 @@ def test_check_counts_what_is_trained_and_finds_identical_images_across_splits(s
     assert len(plan["duplicates_across_splits"]) == 1
 
 
-def test_pretrained_run_is_weights_and_keeps_its_head_as_source_head(spec: Path, tmp_path: Path) -> None:
+def test_pretrained_run_is_weights_and_keeps_its_head_as_source_head(
+    spec: Path, tmp_path: Path, invoke: Invoke
+) -> None:
     source = (
         "source={train: {dataset: digits, classes: [0, 1], per_class: 20}, val: {dataset: digits, classes: [0, 1]}}"
     )
@@ -173,7 +153,7 @@ def test_pretrained_run_is_weights_and_keeps_its_head_as_source_head(spec: Path,
     assert all(torch.equal(before[name], after[name]) for name in shared)
 
 
-def test_joint_fine_tuning_logs_both_losses(spec: Path, tmp_path: Path) -> None:
+def test_joint_fine_tuning_logs_both_losses(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
     source = (
         "source={train: {dataset: digits, classes: [0, 1], per_class: 20}, val: {dataset: digits, classes: [0, 1]}}"
     )
@@ -186,10 +166,67 @@ def test_joint_fine_tuning_logs_both_losses(spec: Path, tmp_path: Path) -> None:
         assert line["loss"] == pytest.approx(line["loss_source"] + 0.5 * line["loss_target"], rel=1e-5)
 
 
-def test_predictions_name_every_validation_image(spec: Path, tmp_path: Path) -> None:
+def test_predictions_name_every_validation_image(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
     _, answer = invoke("extract", spec, "--runs-dir", tmp_path / "runs")
     with (run_of(answer) / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 15
     right = sum(row["label"] == row["predicted"] for row in rows)
     assert right / 15 == pytest.approx(answer["best"]["val"]["accuracy"])
+
+
+def test_a_broken_test_image_is_found_before_any_training(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
+    for folder in ("val", "test"):
+        (tmp_path / folder / "ants").mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "ants" / "broken.png").write_bytes(b"no image")
+    code, answer = invoke("finetune", spec, "--set", "target.test=test", "--runs-dir", tmp_path / "runs")
+    assert code == 3
+    assert answer["error"].count("broken.png is not a readable image") == 2
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def extracted(spec: Path, tmp_path: Path, invoke: Invoke) -> Path:
+    code, answer = invoke("extract", spec, "--set", "head.hidden=[8]", "--runs-dir", tmp_path / "runs")
+    assert code == 0
+    return run_of(answer)
+
+
+def test_the_spec_of_a_run_that_went_on_from_another_repeats_it(
+    spec: Path, extracted: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    _, first = invoke("finetune", spec, "--from", extracted, "--set", "epochs=1", "--runs-dir", tmp_path / "runs")
+    code, again = invoke("finetune", run_of(first) / "spec.yaml", "--runs-dir", tmp_path / "again")
+    assert (code, again["from"]) == (0, str(extracted))
+    one, two = (load_file(run_of(r) / "checkpoints" / "last" / "model.safetensors") for r in (first, again))
+    assert "heads.target.layers.4.weight" in one
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_spec_with_another_head_than_the_run_it_starts_from_is_refused(
+    spec: Path, extracted: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    arguments = ("--from", extracted, "--set", "head.hidden=[9]", "--runs-dir", tmp_path / "other")
+    code, answer = invoke("finetune", spec, *arguments)
+    assert code == 2
+    assert "head.hidden: is (9,), but the head of the run that it starts from has (8,)" in answer["error"]
+
+
+def test_preprocessing_of_the_spec_holds_over_that_of_the_run_it_starts_from(
+    spec: Path, extracted: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    arguments = ("--from", extracted, "--set", "epochs=1", "--runs-dir", tmp_path / "other")
+    crops = []
+    for preprocess in ("{resize: 48, crop: 40}", "{}"):
+        _, answer = invoke("finetune", spec, *arguments, "--set", f"preprocess={preprocess}")
+        manifest = run_of(answer) / "checkpoints" / "last" / "manifest.json"
+        crops.append(json.loads(manifest.read_text())["preprocessing"]["crop"])
+    assert crops == [40, 32]
+
+
+def test_settings_that_a_verb_does_not_read_are_said(spec: Path, tmp_path: Path) -> None:
+    settings = ["--set", "penalties.l2sp=0.1", "--set", "frozen=layer2", "--runs-dir", str(tmp_path / "runs")]
+    result = CliRunner().invoke(app, ["extract", str(spec), *settings])
+    assert (
+        "extract (the backbone is frozen, features are computed once) does not use: frozen, penalties" in result.stderr
+    )

@@ -2,49 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from transferctl import loaders, objective, pipeline
-from transferctl.contracts import BadSample
-from transferctl.data import DomainData, Split
+from transferctl import data, loaders, objective, pipeline
+from transferctl.data import DomainData
 from transferctl.display import Display
+from transferctl.errors import DataError, TransferctlError
 from transferctl.images import printable
-from transferctl.loaders import Unreadable
+from transferctl.loaders import Audit
 from transferctl.model import TransferModel
 from transferctl.spec import Spec
 
+SHOWN_DUPLICATES = 10
+
 
 def run(spec: Spec, display: Display) -> dict[str, Any]:
-    """Print the plan; then read every sample. Raises what training would raise, data problems last."""
-    target = pipeline.load_target(spec.model_copy(update={"on_bad_sample": "stop"}), display)
-    compute = pipeline.chosen_device(spec, display)
-    stage0 = spec.backbone.weights == "source"
-    start = pipeline.load_backbone(_random_instead_of_source(spec))
-    model = pipeline.transfer_model(spec, start, target.classes, display)
-    model.freeze(spec.frozen, batchnorm_trains=pipeline.batchnorm_trains(spec))
-    counts = _class_counts(target)
-    display.table("Classes", ["class", *(split.name for split in target.splits())], counts)
-    display.table(f"Stages of {spec.backbone.name} under frozen: {spec.frozen}", _STAGE_COLUMNS, stage_rows(model))
-    display.table("Plan", ["", ""], _plan(spec, model, str(compute), stage0))
-    problems = _read_everything(spec, target, display)
-    report: dict[str, Any] = {
-        "classes": {row[0]: row[1:] for row in counts},
-        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "unreadable": [str(sample) for sample in problems],
-        "duplicates_across_splits": duplicates_across(target.splits()),
-        "notes": list(target.notes),
-    }
-    for pair in report["duplicates_across_splits"][:10]:
-        display.warn(f"byte-identical in two splits: {printable(pair[0])} and {printable(pair[1])}")
-    if problems and spec.on_bad_sample == "stop":
-        raise loaders.broken_error(problems)
-    for sample in problems:
-        display.warn(f"will be skipped: {sample}")
+    """Print the plan and read every sample; then raise what training would, with all data problems at once."""
+    problems: list[str] = []
+    domains = _survey(spec, problems, display)
+    report: dict[str, Any] = {}
+    fault: TransferctlError | None = None
+    if "target" in domains:
+        try:
+            report |= _show_plan(spec, domains, display)
+        except DataError as error:
+            problems.append(str(error))
+        except TransferctlError as error:  # told after the data has been read, unless the data is at fault too
+            fault = error
+    audits = _read_everything(spec, domains, problems, display)
+    unreadable = [sample for found in audits.values() for audit in found for sample in audit.broken.values()]
+    report["unreadable"] = [str(sample) for sample in unreadable]
+    report["duplicates_across_splits"] = [pair for found in audits.values() for pair in duplicates_across(found)]
+    for one, other in report["duplicates_across_splits"][:SHOWN_DUPLICATES]:
+        display.warn(f"byte-identical in two splits: {printable(one)} and {printable(other)}")
+    if (more := len(report["duplicates_across_splits"]) - SHOWN_DUPLICATES) > 0:
+        display.warn(f"and {more} more pairs; --json lists all")
+    if problems:
+        text = "\n".join([*problems, *([str(fault)] if fault else [])])
+        raise DataError(text, report)
+    if fault:
+        raise fault
     display.result("check: training can start")
     return report
+
+
+def _survey(spec: Spec, problems: list[str], display: Display) -> dict[str, DomainData]:
+    """The domains that can be listed, and what is wrong with their classes and splits."""
+    found: dict[str, DomainData] = {}
+    for name, domain in (("target", spec.target), ("source", spec.source)):
+        if domain is None:
+            continue
+        test = getattr(domain, "test", None)
+        listed, faults = data.survey(domain.train, domain.val, test, spec.seed, domain=name)
+        problems += faults
+        if listed:
+            pipeline.say_data(listed, name, display)
+            found[name] = listed
+    return found
+
+
+def _show_plan(spec: Spec, domains: Mapping[str, DomainData], display: Display) -> dict[str, Any]:
+    target = domains["target"]
+    counts = _class_counts(target)
+    display.table("Classes", ["class", *(split.name for split in target.splits())], counts)
+    pipeline.check_head_size(spec, target.classes)
+    compute = pipeline.chosen_device(spec, display)
+    model = _model(spec, domains, display)
+    display.table(f"Stages of {spec.backbone.name} under frozen: {spec.frozen}", _STAGE_COLUMNS, stage_rows(model))
+    display.table("Plan", ["", ""], _plan(spec, model, str(compute)))
+    return {
+        "classes": {row[0]: row[1:] for row in counts},
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "notes": [note for domain in domains.values() for note in domain.notes],
+    }
+
+
+def _model(spec: Spec, domains: Mapping[str, DomainData], display: Display) -> TransferModel:
+    """As fine-tuning would start, but for stage 0, which is not run: random weights stand in for its result."""
+    stage0 = spec.backbone.weights == "source"
+    start = pipeline.load_backbone(_random_instead_of_source(spec))
+    model = pipeline.transfer_model(spec, start, domains["target"].classes, display)
+    if stage0 and "source" in domains:
+        model.add_new_head("source", domains["source"].classes, hidden=(), dropout=0.0, seed=spec.seed)
+    elif "source" in domains:
+        pipeline.align_source(domains["source"], model, start.head_names, spec.seed, display)
+    elif "source" in model.heads:
+        model.heads["source"].requires_grad_(False)
+    model.freeze(spec.frozen, batchnorm_trains=pipeline.batchnorm_trains(spec))
+    return model
 
 
 def _random_instead_of_source(spec: Spec) -> Spec:
@@ -54,7 +102,8 @@ def _random_instead_of_source(spec: Spec) -> Spec:
 
 
 def _class_counts(target: DomainData) -> list[list[Any]]:
-    counts = [np.bincount(split.labels, minlength=len(target.classes)) for split in target.splits()]
+    known = [split.labels[split.labels >= 0] for split in target.splits()]
+    counts = [np.bincount(labels, minlength=len(target.classes)) for labels in known]
     return [[printable(name), *(int(count[i]) for count in counts)] for i, name in enumerate(target.classes)]
 
 
@@ -73,19 +122,22 @@ def stage_rows(model: TransferModel) -> list[list[Any]]:
         moving = trained and model.batchnorm_trains
         statistics = ("batch statistics" if moving else "statistics fixed") if has_batchnorm else "none"
         rows.append([stage.name, sum(p.numel() for p in own), trained, statistics])
-    head = sum(p.numel() for p in model.heads["target"].parameters())
-    return [*rows, ["target head", head, head, "none"]]
+    for domain, head in sorted(model.heads.items()):
+        sizes = [(p.numel(), p.requires_grad) for p in head.parameters()]
+        rows.append([f"{domain} head", sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained), "none"])
+    return rows
 
 
-def _plan(spec: Spec, model: TransferModel, compute: str, stage0: bool) -> list[list[str]]:
+def _plan(spec: Spec, model: TransferModel, compute: str) -> list[list[str]]:
     target_weight = 1.0 if spec.target_weight is None else spec.target_weight
     weights = {name: settings.weight for name, settings in spec.penalties.chosen().items()}
     symbols = objective.in_symbols(spec.source is not None, target_weight, weights)
-    rows = [["stage 0", f"pretrain on source: min over θ of L_S, {spec.pretrain.epochs} epochs"]] if stage0 else []
+    stage0 = ["stage 0", f"pretrain on source: min over θ of L_S, {spec.pretrain.epochs} epochs"]
     return [
-        *rows,
+        *([stage0] if spec.backbone.weights == "source" else []),
         ["extract", "trains the target head alone: min over the head of L_T on frozen features"],
         ["finetune", f"trains what the table says: {symbols}"],
+        ["L_S, L_T", "mean cross-entropy over the samples of source and of target"],
         ["preprocessing", str(model.preprocessing)],
         [
             "optimizer",
@@ -96,26 +148,36 @@ def _plan(spec: Spec, model: TransferModel, compute: str, stage0: bool) -> list[
     ]
 
 
-def _read_everything(spec: Spec, target: DomainData, display: Display) -> list[Unreadable]:
-    found: list[Unreadable] = []
-    for split in target.splits():
-        workers = loaders.workers_for(spec.workers, split)
-        found += [sample for _, sample in loaders.unreadable(split, workers, display)]
-    return found
-
-
-def duplicates_across(splits: Sequence[Split]) -> list[tuple[str, str]]:
-    """Pairs of samples of different splits with the same content: the score would be flattered."""
-    first: dict[str, tuple[str, str]] = {}
-    pairs = []
-    for split in splits:
-        for position, index in enumerate(split.indices):
+def _read_everything(
+    spec: Spec, domains: Mapping[str, DomainData], problems: list[str], display: Display
+) -> dict[str, list[Audit]]:
+    """Every split of every domain, read once; what stops training there goes to `problems`."""
+    audits = {
+        name: [loaders.audit(split, loaders.workers_for(spec.workers, split), display) for split in domain.splits()]
+        for name, domain in domains.items()
+    }
+    broken = [sample for found in audits.values() for audit in found for sample in audit.broken.values()]
+    if broken and spec.on_bad_sample == "stop":
+        problems.append(str(loaders.broken_error(broken)))
+    elif broken:
+        for name, domain in domains.items():
             try:
-                digest = split.dataset.content_hash(int(index))
-            except BadSample:
+                pipeline.without_broken(domain, audits[name], display)
+            except DataError as error:
+                problems.append(str(error))
+    return audits
+
+
+def duplicates_across(audits: Sequence[Audit]) -> list[tuple[str, str]]:
+    """Pairs of samples of different splits with the same content: the score would be flattered."""
+    first: dict[bytes, tuple[str, str]] = {}
+    pairs = []
+    for audit in audits:
+        for position, row in enumerate(audit.digests):
+            if position in audit.broken:
                 continue  # reported as unreadable already
-            name = split.sample_name(position)
-            seen = first.setdefault(digest, (split.name, name))
-            if seen[0] != split.name:
-                pairs.append((seen[1], name))
+            name = audit.split.sample_name(position)
+            split, seen = first.setdefault(row.tobytes(), (audit.split.name, name))
+            if split != audit.split.name:
+                pairs.append((seen, name))
     return pairs

@@ -8,13 +8,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from transferctl import __version__
-from transferctl.errors import ExitCode, GateMissed, SpecError, Terminated, TransferctlError, from_os_error
+from transferctl.errors import ExitCode, SpecError, Terminated, TransferctlError, from_os_error
 
 if TYPE_CHECKING:
     from transferctl.display import Display
@@ -110,9 +111,14 @@ def finetune(
     def verb(file: SpecFile, display: Display) -> dict[str, Any]:
         from transferctl import finetune
 
-        return finetune.run(file.spec, runs_dir, display, from_)
+        return finetune.run(file.spec, runs_dir, display)
 
-    _run(verb, lambda: _load(spec, set_), json, debug)
+    def load() -> SpecFile:
+        file = _load(spec, set_)
+        update = {"from_run": from_.absolute()} if from_ else {}
+        return replace(file, spec=file.spec.model_copy(update=update))
+
+    _run(verb, load, json, debug)
 
 
 @app.command("eval", epilog="Example: transferctl eval runs/20261124-015703-extract-ants-bees --fail-if 'accuracy<0.9'")
@@ -136,10 +142,10 @@ def evaluate(
         )
 
     def load() -> SpecFile:
-        from transferctl import evaluate
-
         _one_of("--split", split, ("train", "val", "test"))
         _one_of("--checkpoint", checkpoint, ("best", "last"))
+        from transferctl import evaluate
+
         for text in fail_if or []:
             evaluate.parse_gate(text)
         return evaluate.load_spec(run, set_ or [])
@@ -187,10 +193,8 @@ def _run(
         return
     except SpecError as error:
         code, message = error.exit_code, str(file.locate(error) if file else error)
-    except GateMissed as error:
-        code, message, numbers = error.exit_code, str(error), error.summary
     except TransferctlError as error:
-        code, message = error.exit_code, str(error)
+        code, message, numbers = error.exit_code, str(error), error.summary
     except KeyboardInterrupt:
         code, message = ExitCode.INTERRUPTED, "interrupted (SIGINT)"
     except Terminated:
@@ -210,13 +214,17 @@ def _run(
             message = (
                 f"this is a bug in transferctl: {type(error).__name__}: {text}; run again with --debug and report it"
             )
-    message = message.encode("utf-8", "backslashreplace").decode()  # names on disk may be no text
     if debug:
         traceback.print_exc()
+    _fail(display, code, message, numbers)
+
+
+def _fail(display: Display, code: ExitCode, message: str, numbers: dict[str, Any] | None = None) -> NoReturn:
+    message = message.encode("utf-8", "backslashreplace").decode()  # names on disk may be no text
     display.error(message)
     with contextlib.suppress(BrokenPipeError):
-        display.json(numbers | {"status": "failed", "exit_code": int(code), "error": message})
-    raise typer.Exit(int(code))
+        display.json((numbers or {}) | {"status": "failed", "exit_code": int(code), "error": message})
+    sys.exit(int(code))
 
 
 def _terminate(signum: int, frame: object) -> None:
@@ -224,4 +232,16 @@ def _terminate(signum: int, frame: object) -> None:
 
 
 def main() -> None:
-    app(prog_name="transferctl")
+    """The process: usage errors end like all others, in one line, or one JSON object, and exit 2."""
+    try:
+        sys.exit(app(prog_name="transferctl", standalone_mode=False) or ExitCode.OK)
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.INTERRUPTED)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # typer's usage errors; which class it is depends on its version
+            raise
+        from transferctl.display import Display
+
+        command = getattr(getattr(error, "ctx", None), "command_path", "transferctl")
+        message = f"{error.format_message().rstrip('.')}; see {command} --help"
+        _fail(Display("--json" in sys.argv), ExitCode.SPEC, message)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,10 +41,15 @@ class Split:
         return replace(self, indices=self.indices[positions], labels=self.labels[positions])
 
     def fingerprint(self) -> str:
-        """SHA-256 over every sample's name and label, in order: the identity of the listing."""
+        """SHA-256 over every sample's name and label, in order: the identity of the listing. Names count from
+        the folder that all share, so that data which was moved as a whole is the same."""
+        names = range(len(self))
+        first, last = min(map(self.sample_name, names), default=""), max(map(self.sample_name, names), default="")
+        shared = os.path.commonpath((first, last))
         digest = hashlib.sha256()
         for position, label in enumerate(self.labels):
-            digest.update(f"{self.sample_name(position)}\0{label}\n".encode("utf-8", "surrogateescape"))
+            name = self.sample_name(position).removeprefix(shared)
+            digest.update(f"{name}\0{label}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
 
@@ -57,7 +64,7 @@ class DomainData:
     notes: tuple[str, ...]
 
     def splits(self) -> list[Split]:
-        return [self.train, self.val, *([self.test] if self.test else [])]
+        return [self.train, self.val, *([] if self.test is None else [self.test])]
 
     def named_splits(self, domain: str) -> dict[str, Split]:
         return {f"{domain}.{split.name}": split for split in self.splits()}
@@ -66,34 +73,65 @@ class DomainData:
 def load_domain(
     train: DataSettings, val: DataSettings | float, test: DataSettings | None, seed: int, *, domain: str
 ) -> DomainData:
-    """List and split a domain's data. Raises DataError: nothing to train on, one class, unknown classes."""
-    dataset, kept, notes = _open(train, f"{domain}.train", "train", seed)
+    """List and split a domain's data. Raises DataError with every problem: nothing to train on, one class,
+    classes that only val or test has."""
+    data, problems = survey(train, val, test, seed, domain=domain)
+    if problems or data is None:
+        raise DataError("\n".join(problems))
+    return data
+
+
+def survey(
+    train: DataSettings, val: DataSettings | float, test: DataSettings | None, seed: int, *, domain: str
+) -> tuple[DomainData | None, list[str]]:
+    """As `load_domain`, but with its problems beside it; None where training data cannot even be listed.
+    With problems it is for looking at alone: an unknown class has label −1."""
+    problems: list[str] = []
+    others = {"val": val, "test": test}
+    opened = {
+        role: _open_or_say(settings, f"{domain}.{role}", role, seed, problems)
+        for role, settings in {"train": train, **others}.items()
+        if isinstance(settings, DataSettings)
+    }
+    if opened["train"] is None:
+        return None, problems
+    dataset, kept, notes = opened["train"]
     classes = tuple(sorted({dataset.class_names[i] for i in dataset.labels[kept]}))
     if len(classes) < 2:
-        raise DataError(f"{domain}.train: has one class ({shown(classes)}); a classifier needs at least two")
-    train_split = Split("train", dataset, kept, _map_labels(dataset, kept, classes))
+        problems.append(f"{domain}.train: has one class ({shown(classes)}); a classifier needs at least two")
+    splits: dict[str, Split | None] = {"train": Split("train", dataset, kept, _map_labels(dataset, kept, classes))}
+    for role in others:
+        found = opened.get(role)
+        splits[role] = _mapped(found, role, classes, f"{domain}.{role}", notes, problems) if found else None
+    train_split, val_split = splits["train"], splits["val"]
+    assert train_split is not None
     if isinstance(val, float):
-        train_split, val_split = _hold_out(train_split, val, seed, classes, domain)
-    else:
-        val_split, more = _mapped(val, "val", seed, classes, domain)
-        notes += more
-    test_split = None
-    if test is not None:
-        test_split, more = _mapped(test, "test", seed, classes, domain)
-        notes += more
-    return DomainData(classes, train_split, val_split, test_split, tuple(notes))
+        train_split, val_split = _hold_out(train_split, val, seed, classes, domain, problems)
+    val_split = val_split or replace(train_split.rows(np.arange(0)), name="val")  # its problem is told
+    return DomainData(classes, train_split, val_split, splits["test"], tuple(notes)), problems
 
 
 def load_labelled(
     settings: DataSettings, classes: Sequence[str], seed: int, *, role: str, label: str
 ) -> tuple[Split, tuple[str, ...]]:
     """Any labelled data through a stored class map, for `eval`. Raises DataError."""
-    split, notes = _mapped(settings, role, seed, classes, label)
+    opened = _open(settings, label, role, seed)
+    notes, problems = opened.notes, list[str]()
+    split = _mapped(opened, role, classes, label, notes, problems)
+    if problems:
+        raise DataError("\n".join(problems))
     return split, tuple(notes)
 
 
-def _open(settings: DataSettings, label: str, role: str, seed: int) -> tuple[Dataset, np.ndarray, list[str]]:
-    """The data set and the indices that `classes` and `per_class` leave."""
+class _Opened(NamedTuple):
+    """A data set, the indices that `classes` and `per_class` leave, and what there is to say of it."""
+
+    dataset: Dataset
+    kept: np.ndarray
+    notes: list[str]
+
+
+def _open(settings: DataSettings, label: str, role: str, seed: int) -> _Opened:
     dataset: Dataset = plugins.load("datasets", settings.dataset).load(settings, role, seed)
     kept = np.arange(len(dataset))
     if settings.classes is not None:
@@ -104,7 +142,15 @@ def _open(settings: DataSettings, label: str, role: str, seed: int) -> tuple[Dat
         kept = kept[np.isin(dataset.labels, wanted)]
     if settings.per_class is not None:
         kept = _draw_per_class(dataset, kept, settings.per_class, seed)
-    return dataset, kept, [f"{label}: {note}" for note in dataset.notes]
+    return _Opened(dataset, kept, [f"{label}: {note}" for note in dataset.notes])
+
+
+def _open_or_say(settings: DataSettings, label: str, role: str, seed: int, problems: list[str]) -> _Opened | None:
+    try:
+        return _open(settings, label, role, seed)
+    except DataError as error:
+        problems.append(str(error))
+        return None
 
 
 def _draw_per_class(dataset: Dataset, kept: np.ndarray, per_class: int, seed: int) -> np.ndarray:
@@ -124,33 +170,37 @@ def _map_labels(dataset: Dataset, kept: np.ndarray, classes: Sequence[str]) -> n
 
 
 def _mapped(
-    settings: DataSettings, role: str, seed: int, classes: Sequence[str], domain: str
-) -> tuple[Split, list[str]]:
-    label = f"{domain}.{role}"
-    dataset, kept, notes = _open(settings, label, role, seed)
+    opened: _Opened, role: str, classes: Sequence[str], label: str, notes: list[str], problems: list[str]
+) -> Split:
+    """The split through the class map; what is odd goes to `notes`, unknown classes to `problems`."""
+    dataset, kept = opened.dataset, opened.kept
+    notes += [note for note in opened.notes if note not in notes]
     present = {dataset.class_names[i] for i in np.unique(dataset.labels[kept])}
     if unknown := sorted(present - set(classes)):
         near = difflib.get_close_matches(unknown[0], classes, 1, 0.6)
         hint = f" (is {unknown[0]!r} meant to be {near[0]!r}?)" if near else ""
-        raise DataError(
+        problems.append(
             f"{label}: classes that training data does not have: {shown(unknown)}{hint}; "
             f"the class map is {shown(classes, 12)}"
         )
     if missing := [name for name in classes if name not in present]:
         notes.append(f"{label}: no samples of {shown(missing)}")
-    return Split(role, dataset, kept, _map_labels(dataset, kept, classes)), notes
+    return Split(role, dataset, kept, _map_labels(dataset, kept, classes))
 
 
-def _hold_out(split: Split, fraction: float, seed: int, classes: Sequence[str], domain: str) -> tuple[Split, Split]:
+def _hold_out(
+    split: Split, fraction: float, seed: int, classes: Sequence[str], domain: str, problems: list[str]
+) -> tuple[Split, Split]:
     """A stratified hold-out: of each class the fraction, rounded, at least one sample on either side."""
+    counts = np.bincount(split.labels, minlength=len(classes))
+    if alone := [name for name, count in zip(classes, counts, strict=True) if count < 2]:
+        problems.append(
+            f"{domain}.train: one sample of {shown(alone)}, too few to hold out {fraction:g} for validation; "
+            f"add samples or name a {domain}.val"
+        )
     held: list[np.ndarray] = []
     for label, name in enumerate(classes):
         members = np.flatnonzero(split.labels == label)
-        if len(members) < 2:
-            raise DataError(
-                f"{domain}.train: class {name!r} has one sample, too few to hold out {fraction:g} for "
-                f"validation; add samples or name a {domain}.val"
-            )
         count = min(max(round(len(members) * fraction), 1), len(members) - 1)
         held.append(_generator(seed, "hold_out", name).permutation(members)[:count])
     in_val = np.zeros(len(split), dtype=bool)

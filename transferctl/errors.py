@@ -6,7 +6,7 @@ Anything that is not a `TransferctlError` is a bug of ours and exits 1.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -30,9 +30,16 @@ class ExitCode(IntEnum):
 
 
 class TransferctlError(Exception):
-    """Something a person can mend. The message names the path, the cause and the fix."""
+    """Something a person can mend. The message names the path, the cause and the fix.
+
+    `summary`: the numbers that were found before it, for --json.
+    """
 
     exit_code: ClassVar[ExitCode] = ExitCode.BUG
+
+    def __init__(self, message: str, summary: Mapping[str, Any] | None = None):
+        super().__init__(message)
+        self.summary = dict(summary or {})
 
 
 @dataclass(frozen=True)
@@ -89,10 +96,6 @@ class GateMissed(TransferctlError):
     """`eval --fail-if` found its condition true. The evaluation is done: `summary` has its numbers."""
 
     exit_code = ExitCode.GATE_MISSED
-
-    def __init__(self, message: str, summary: dict[str, Any]):
-        super().__init__(message)
-        self.summary = summary
 
 
 class Terminated(BaseException):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 import re
@@ -14,7 +15,7 @@ import torch
 from transferctl import checkpoint, data, loaders, pipeline, results, runs, scoring, yamlfile
 from transferctl.data import Split
 from transferctl.display import Display
-from transferctl.errors import CheckpointError, GateMissed, Problem, SpecError
+from transferctl.errors import CheckpointError, DataError, GateMissed, Problem, SpecError
 from transferctl.model import restore
 from transferctl.settings import DataSettings
 from transferctl.spec import Spec, TargetSettings
@@ -23,10 +24,19 @@ SCORING_BATCH = 256
 _COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
+# What may differ from the run's spec; all else comes with the checkpoint, and an override would do nothing.
+OVERRIDABLE = ("name", "device", "precision", "workers", "on_bad_sample", "target", "source")
+
+
 def load_spec(run: Path, overrides: Sequence[str]) -> yamlfile.SpecFile:
-    """The resolved spec that a run was made with. Raises CheckpointError where there is none."""
+    """The resolved spec that a run was made with. Raises CheckpointError where there is none, SpecError for an
+    override of what the checkpoint carries."""
     if not (run / "spec.yaml").is_file():
         raise CheckpointError(f"{run}: is no run folder (it has no spec.yaml)")
+    message = f"eval takes this from the checkpoint; it can set {', '.join(OVERRIDABLE)}"
+    fixed = [text for text in overrides if re.split(r"[.=]", text.strip(), maxsplit=1)[0].strip() not in OVERRIDABLE]
+    if fixed:
+        raise SpecError([Problem("", message, f"--set {text}") for text in fixed])
     return yamlfile.load(run / "spec.yaml", overrides)
 
 
@@ -47,7 +57,10 @@ def run(
     display.note(f"model: {saved.path}; preprocessing: {model.preprocessing}")
     scored = _data(spec, model.classes[domain], domain, split, data_path, display)
     if spec.on_bad_sample == "skip":
-        scored = pipeline.readable_rows(scored, spec.workers, display)
+        audit = loaders.audit(scored, loaders.workers_for(spec.workers, scored), display)
+        scored = pipeline.readable_rows(audit, display)
+    if data_path is None:
+        _compare_with_training(trained, spec, domain, scored, display)
     model.to(compute.device)
     with runs.start(runs_dir, "eval", spec.name, yamlfile.dump(spec), display) as folder:
         results.describe_run(folder, spec.seed, compute, model, {f"{domain}.{scored.name}": scored})
@@ -117,6 +130,28 @@ def _data(
     if tuple(whole.classes) != tuple(classes):
         raise CheckpointError(f"{domain}.train has other classes now than the model; name the data with --data")
     return whole.train if split == "train" else whole.val
+
+
+def _compare_with_training(run: Path, spec: Spec, domain: str, scored: Split, display: Display) -> None:
+    """The listing must be the one that the run saw: a hold-out drawn from another one may hold training images.
+
+    Raises DataError for such a hold-out; other data that has changed is said."""
+    try:
+        seen = json.loads((run / "environment.json").read_text(encoding="utf-8"))["data"][f"{domain}.{scored.name}"]
+    except (OSError, ValueError, KeyError, TypeError):
+        display.warn(f"{run}/environment.json does not say what {domain}.{scored.name} held; it may have changed")
+        return
+    if scored.fingerprint() == seen:
+        return
+    own = spec.target if domain == "target" else spec.source
+    held_out = scored.name == "val" and own is not None and isinstance(own.val, float)
+    message = f"{domain}.{scored.name}: its images or labels are not those that the run had"
+    if held_out:
+        raise DataError(
+            f"{message}: {domain}.train has changed since, and what would be held out of it now may have been "
+            "trained on; score unseen data with --data PATH"
+        )
+    display.warn(message)
 
 
 def _mapped(

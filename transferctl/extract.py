@@ -34,8 +34,8 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     model.freeze("all", batchnorm_trains=False)
     _freeze_source_head(model)
     model.to(compute.device)
-    if spec.frozen not in ("none", "all"):
-        display.note(f"extract freezes the whole backbone; frozen: {spec.frozen} is for finetune")
+    unused = ("from_run", "frozen", "batchnorm", "target_weight", "penalties", "augment")
+    pipeline.say_unused(spec, unused, "extract (the backbone is frozen, features are computed once)", display)
     display.note(f"objective: min over the head of L_T on frozen features, {spec.epochs} epochs")
     with runs.start(runs_dir, "extract", spec.name, yamlfile.dump(spec), display) as folder:
         results.describe_run(folder, spec.seed, compute, model, target.named_splits("target"))

@@ -12,6 +12,7 @@ from transferctl import (
     objective,
     pipeline,
     plugins,
+    preprocess,
     pretrain,
     results,
     runs,
@@ -22,21 +23,22 @@ from transferctl import (
 from transferctl.contracts import Penalty
 from transferctl.data import DomainData
 from transferctl.display import Display
-from transferctl.errors import CheckpointError
-from transferctl.model import TransferModel, restore
-from transferctl.spec import Spec
+from transferctl.errors import CheckpointError, Problem, SpecError
+from transferctl.model import TransferModel, preprocessing_of, restore
+from transferctl.spec import HeadSettings, Spec
 
 SCORING_BATCH = 256
 
 
-def run(spec: Spec, runs_dir: Path, display: Display, from_run: Path | None = None) -> dict[str, Any]:
-    """Fine-tune from the backbone's weights, or from a run's best checkpoint (`from_run`, head included)."""
+def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
+    """Fine-tune from the backbone's weights, or from the best checkpoint of the run `from`, head included."""
     target = pipeline.load_target(spec, display)
     source = pipeline.load_source(spec, display) if spec.source else None
     compute = pipeline.chosen_device(spec, display)
     task = pipeline.task_of(spec)
-    if from_run:
-        model = _continue_from(from_run, spec, target, display)
+    if spec.from_run:
+        model = _continue_from(spec.from_run, spec, target, display)
+        spec = spec.model_copy(update={"head": _head_settings(model)})
         names: pipeline.Names = [(name,) for name in model.classes.get("source", ())]
     else:
         spec = pretrain.ensure_source(spec, runs_dir, display)
@@ -53,6 +55,8 @@ def run(spec: Spec, runs_dir: Path, display: Display, from_run: Path | None = No
     weights = {name: penalty.weight for name, penalty in penalties.items()}
     display.note(f"objective: {objective.in_symbols(source is not None, target_weight, weights)}")
     display.note(_what_is_trained(model, spec))
+    pipeline.say_unused(spec, ("baseline",), "finetune", display)
+    pipeline.read_ahead(target.splits()[1:], spec, display)
     workers = loaders.workers_for(spec.workers, target.train)
     stream = loaders.training_stream(
         target.train, source.train if source else None, task, model.preprocessing, pipeline.augmentation(spec),
@@ -66,7 +70,7 @@ def run(spec: Spec, runs_dir: Path, display: Display, from_run: Path | None = No
     with runs.start(runs_dir, "finetune", spec.name, yamlfile.dump(spec), display) as folder:
         splits = target.named_splits("target") | (source.named_splits("source") if source else {})
         results.describe_run(folder, spec.seed, compute, model, splits)
-        folder.summary |= {"from": str(from_run) if from_run else None}
+        folder.summary |= {"from": str(spec.from_run) if spec.from_run else None}
         fitted = training.fit(
             model, task, spec, stream, partial(batches_of, target.val), model.features, compute, display,
             target_weight=target_weight, penalties=penalties, run=folder,
@@ -79,9 +83,11 @@ def run(spec: Spec, runs_dir: Path, display: Display, from_run: Path | None = No
 
 
 def _continue_from(run: Path, spec: Spec, target: DomainData, display: Display) -> TransferModel:
-    """A run's best model. Its preprocessing and class map hold, and must be the spec's."""
+    """A run's best model. Its architecture, head and class map must be the spec's; its preprocessing holds
+    where the spec does not say otherwise."""
     saved = checkpoint.load(run)
-    model = restore(saved)
+    its_own = preprocessing_of(saved)
+    model = restore(saved, preprocess.resolve(spec.preprocess, its_own))
     if "target" not in model.heads:
         raise CheckpointError(f"{run}: has no target head (is it a pretrain run? then use backbone.weights: {run})")
     if model.backbone.name != spec.backbone.name:
@@ -91,9 +97,28 @@ def _continue_from(run: Path, spec: Spec, target: DomainData, display: Display) 
             f"{run}: its classes ({', '.join(model.classes['target'][:5])} …) are not those of target.train "
             f"({', '.join(target.classes[:5])} …)"
         )
-    display.note(f"start: {saved.path}, head included")
-    display.note(f"preprocessing: {model.preprocessing} (as in that run)")
+    _refuse_another_head(spec.head, _head_settings(model))
+    display.note(f"start: {saved.path}, target head included; backbone.weights is not used")
+    note = "as in that run" if model.preprocessing == its_own else f"as the spec says; that run had {its_own}"
+    display.note(f"preprocessing: {model.preprocessing} ({note})")
     return model
+
+
+def _head_settings(model: TransferModel) -> HeadSettings:
+    made_of = model.heads_made_of["target"]
+    return HeadSettings(size=made_of["outputs"], hidden=tuple(made_of["hidden"]), dropout=made_of["dropout"])
+
+
+def _refuse_another_head(asked: HeadSettings, found: HeadSettings) -> None:
+    """A head that the spec describes and the run does not have; what the spec leaves out is the run's."""
+    problems = [
+        Problem(f"head.{key}", f"is {getattr(asked, key)}, but the head of the run that it starts from has "
+                f"{getattr(found, key)}; remove it, or start without `from`")
+        for key in ("hidden", "dropout")
+        if key in asked.model_fields_set and getattr(asked, key) != getattr(found, key)
+    ]  # fmt: skip
+    if problems:
+        raise SpecError(problems)
 
 
 def _penalties(spec: Spec, model: TransferModel) -> dict[str, Penalty]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -27,6 +27,7 @@ from transferctl.preprocess import Preprocessing, evaluation_image, training_ima
 from transferctl.spec import AugmentSettings
 
 SHOWN_BROKEN = 20
+AUDIT_CHUNK = 32  # samples a worker reads between two reports
 
 
 @dataclass(frozen=True)
@@ -158,17 +159,45 @@ def evaluation_batches(
     return _batches(images, ([(0, 0, int(position)) for position in chunk] for chunk in chunks), task, workers)
 
 
-def unreadable(split: Split, workers: int, display: Display) -> list[tuple[int, Unreadable]]:
-    """Decode every sample of a split; the positions of those that fail, with the reason."""
-    probe = _Images([split], Preprocessing(8, 8), None, 0)
-    steps: Iterator[list[Key]] = ([(0, 0, position)] for position in range(len(split)))
-    found = []
+@dataclass(frozen=True)
+class Audit:
+    """What a pass over a split found. broken: by position; digests: SHA-256 of each sample's content, uint8
+    [n, 32], zeros where it could not be read."""
+
+    split: Split
+    broken: Mapping[int, Unreadable]
+    digests: np.ndarray
+
+
+def audit(split: Split, workers: int, display: Display) -> Audit:
+    """Decode and hash every sample of a split once."""
+    chunks = np.array_split(np.arange(len(split)), max(1, steps_per_epoch(len(split), AUDIT_CHUNK)))
+    broken: dict[int, Unreadable] = {}
+    digests = np.zeros((len(split), 32), dtype=np.uint8)
     with display.progress(f"reading {split.name}", len(split)) as progress:
-        for position, rows in enumerate(_loader(probe, steps, workers)):
-            if isinstance(rows[0].image, Unreadable):
-                found.append((position, rows[0].image))
-            progress.advance(1)
-    return found
+        for positions, rows in zip(chunks, _loader(_Probe(split), chunks, workers), strict=True):
+            for position, found in zip(positions.tolist(), rows, strict=True):
+                if isinstance(found, Unreadable):
+                    broken[position] = found
+                else:
+                    digests[position] = np.frombuffer(found, dtype=np.uint8)
+            progress.advance(len(positions))
+    return Audit(split, broken, digests)
+
+
+class _Probe:
+    """What the workers run for an audit: a position -> the sample's digest, or why it cannot be read."""
+
+    def __init__(self, split: Split):
+        self.split = split
+
+    def __getitem__(self, position: int) -> bytes | Unreadable:
+        index = int(self.split.indices[position])
+        try:
+            self.split.dataset.read(index)
+            return bytes.fromhex(self.split.dataset.content_hash(index))
+        except BadSample as error:
+            return Unreadable(self.split.sample_name(int(position)), str(error))
 
 
 def broken_error(broken: Sequence[Unreadable]) -> DataError:
@@ -181,20 +210,21 @@ def broken_error(broken: Sequence[Unreadable]) -> DataError:
 def _batches(images: _Images, steps: Iterator[list[Key]], task: Task, workers: int) -> Iterator[Batch]:
     for rows in _loader(images, steps, workers):
         if any(isinstance(row.image, Unreadable) for row in rows):
-            raise broken_error(_all_unreadable(images))
+            raise broken_error(_all_unreadable(images, workers))
         samples, labels = [row.image for row in rows], [row.label for row in rows]
         yield task.collate(samples, labels, sum(row.is_source for row in rows))
 
 
-def _loader(images: _Images, steps: Iterator[list[Key]], workers: int) -> Iterable[list[_Row]]:
-    """fork where it is safe and cheap: a worker imports nothing again. Elsewhere the platform's default."""
-    context = "fork" if workers and sys.platform == "linux" else None
+def _loader(dataset: Any, steps: Iterable[Any], workers: int) -> Iterable[list[Any]]:
+    """For each step the list of dataset[key] for its keys. Steps are taken as they are needed.
+
+    fork where it is safe and cheap: a worker imports nothing again. Elsewhere the platform's default."""
     return DataLoader(
-        images,  # type: ignore[arg-type]
-        batch_sampler=steps,  # read once, as it goes: a long training needs no list
+        dataset,
+        batch_sampler=steps,
         collate_fn=_keep,
         num_workers=workers,
-        multiprocessing_context=context,
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         worker_init_fn=_leave_quietly if workers else None,
     )
 
@@ -204,17 +234,14 @@ def _leave_quietly(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
-def _keep(rows: list[_Row]) -> list[_Row]:
+def _keep(rows: list[Any]) -> list[Any]:
     return rows
 
 
-def _all_unreadable(images: _Images) -> list[Unreadable]:
+def _all_unreadable(images: _Images, workers: int) -> list[Unreadable]:
     """Once one sample is broken, look at every sample, so that one run names them all."""
-    found = []
+    found: list[Unreadable] = []
     for split in images.splits:
-        for position in range(len(split)):
-            try:
-                split.dataset.read(int(split.indices[position]))
-            except BadSample as error:
-                found.append(Unreadable(split.sample_name(position), str(error)))
+        steps = ([position] for position in range(len(split)))
+        found += [row for rows in _loader(_Probe(split), steps, workers) for row in rows if isinstance(row, Unreadable)]
     return found

@@ -127,11 +127,19 @@ def state_for_checkpoint(model: TransferModel) -> dict[str, Tensor]:
     return state | {f"heads.{name}": tensor for name, tensor in model.heads.state_dict().items()}
 
 
+def preprocessing_of(checkpoint: Checkpoint) -> Preprocessing:
+    """Raises CheckpointError where the manifest has none."""
+    try:
+        return Preprocessing.from_dict(checkpoint.manifest["preprocessing"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint.path}/manifest.json: does not describe a model ({error!r})") from None
+
+
 def restore(checkpoint: Checkpoint, preprocessing: Preprocessing | None = None) -> TransferModel:
     """The model that a checkpoint holds. Raises CheckpointError where its manifest does not describe one."""
     manifest, label = checkpoint.manifest, str(checkpoint.path)
     try:
-        preprocessing = preprocessing or Preprocessing.from_dict(manifest["preprocessing"])
+        preprocessing = preprocessing or preprocessing_of(checkpoint)
         library, architecture, heads = manifest["library"], manifest["architecture"], manifest["heads"]
         plugin = plugins.load("backbones", library)
         backbone, _ = plugin.build(

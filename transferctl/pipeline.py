@@ -17,7 +17,8 @@ from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, DataError, SpecError
 from transferctl.images import shown
-from transferctl.model import TransferModel, restore
+from transferctl.loaders import Audit
+from transferctl.model import TransferModel, preprocessing_of, restore
 from transferctl.preprocess import Preprocessing
 from transferctl.spec import AugmentSettings, BackboneSettings, Spec, TrainingSettings, WeightsFile
 
@@ -40,10 +41,8 @@ def load_target(spec: Spec, display: Display) -> DomainData:
     """The target's splits, broken samples taken out if the spec says so. Raises DataError, SpecError."""
     target = spec.target
     domain = data.load_domain(target.train, target.val, target.test, spec.seed, domain="target")
-    _say_data(domain, "target", display)
-    if spec.head.size != "auto" and spec.head.size != len(domain.classes):
-        message = f"is {spec.head.size}, but target.train has {len(domain.classes)} classes; write auto"
-        raise SpecError.at("head.size", message)
+    say_data(domain, "target", display)
+    check_head_size(spec, domain.classes)
     return _readable(spec, domain, display)
 
 
@@ -51,37 +50,58 @@ def load_source(spec: Spec, display: Display) -> DomainData:
     if spec.source is None:
         raise SpecError.at("source", "is missing, and there is nothing to pretrain on without it")
     domain = data.load_domain(spec.source.train, spec.source.val, None, spec.seed, domain="source")
-    _say_data(domain, "source", display)
+    say_data(domain, "source", display)
     return _readable(spec, domain, display)
 
 
-def _say_data(domain: DomainData, name: str, display: Display) -> None:
+def say_data(domain: DomainData, name: str, display: Display) -> None:
     sizes = ", ".join(f"{len(split)} {split.name}" for split in domain.splits())
     display.note(f"{name}: {len(domain.classes)} classes ({shown(domain.classes, 10)}); {sizes}")
     for note in domain.notes:
         display.warn(note)
 
 
+def check_head_size(spec: Spec, classes: Sequence[str]) -> None:
+    if spec.head.size not in ("auto", len(classes)):
+        message = f"is {spec.head.size}, but target.train has {len(classes)} classes; write auto"
+        raise SpecError.at("head.size", message)
+
+
 def _readable(spec: Spec, domain: DomainData, display: Display) -> DomainData:
     if spec.on_bad_sample == "stop":
         return domain
-    kept = {split.name: readable_rows(split, spec.workers, display) for split in domain.splits()}
+    audits = [loaders.audit(split, loaders.workers_for(spec.workers, split), display) for split in domain.splits()]
+    return without_broken(domain, audits, display)
+
+
+def without_broken(domain: DomainData, audits: Sequence[Audit], display: Display) -> DomainData:
+    """The domain less its broken samples, each named. Raises DataError where too little is left."""
+    kept = {audit.split.name: readable_rows(audit, display) for audit in audits}
     missing = set(range(len(domain.classes))) - set(np.unique(kept["train"].labels).tolist())
     if missing:
         raise DataError(f"no readable training sample is left of {shown([domain.classes[i] for i in sorted(missing)])}")
     return replace(domain, train=kept["train"], val=kept["val"], test=kept.get("test"))
 
 
-def readable_rows(split: Split, workers: int | str, display: Display) -> Split:
+def readable_rows(audit: Audit, display: Display) -> Split:
     """The split less its broken samples, each named."""
-    broken = loaders.unreadable(split, loaders.workers_for(workers, split), display)
-    for _, sample in broken:
+    split, broken = audit.split, audit.broken
+    for sample in broken.values():
         display.warn(f"skipped: {sample}")
     if broken:
         display.warn(f"{split.name}: {len(broken)} of {len(split)} samples skipped")
     if len(broken) == len(split):
         raise DataError(f"{split.name}: no readable sample is left")
-    return split.rows(np.setdiff1d(np.arange(len(split)), [position for position, _ in broken]))
+    return split.rows(np.setdiff1d(np.arange(len(split)), list(broken)))
+
+
+def read_ahead(splits: Sequence[Split], spec: Spec, display: Display) -> None:
+    """Read what training looks at late, so that a broken image does not cost the training before it."""
+    if spec.on_bad_sample == "skip":
+        return  # read already
+    audits = [loaders.audit(split, loaders.workers_for(spec.workers, split), display) for split in splits]
+    if broken := [sample for audit in audits for sample in audit.broken.values()]:
+        raise loaders.broken_error(broken)
 
 
 def load_backbone(spec: Spec) -> Pretrained:
@@ -129,7 +149,7 @@ def _from_run(spec: Spec, settings: BackboneSettings, run: Path) -> Pretrained:
     if saved.manifest.get("architecture") != settings.name:
         message = f"{run}: holds a {saved.manifest.get('architecture')}, not a {settings.name}"
         raise CheckpointError(f"{message}; change backbone.name")
-    preprocessing = preprocess.resolve(spec.preprocess, Preprocessing.from_dict(saved.manifest["preprocessing"]))
+    preprocessing = preprocess.resolve(spec.preprocess, preprocessing_of(saved))
     model = restore(saved, preprocessing)
     domain = "source" if "source" in model.heads else "target"
     names = [(name,) for name in model.classes[domain]]
@@ -174,6 +194,18 @@ def align_source(domain: DomainData, model: TransferModel, names: Names, seed: i
     table = np.array([outputs[name] for name in domain.classes], dtype=np.int64)
     train, val = (replace(split, labels=table[split.labels]) for split in (domain.train, domain.val))
     return replace(domain, classes=model.classes["source"], train=train, val=val)
+
+
+def say_unused(spec: Spec, keys: Sequence[str], verb: str, display: Display) -> None:
+    """One spec serves several verbs; what this one does not read is said, not ignored in silence."""
+    fields = type(spec).model_fields
+    unused = [
+        fields[key].alias or key
+        for key in keys
+        if getattr(spec, key) != fields[key].get_default(call_default_factory=True)
+    ]
+    if unused:
+        display.note(f"{verb} does not use: {', '.join(unused)}")
 
 
 def chosen_device(spec: Spec, display: Display) -> Compute:

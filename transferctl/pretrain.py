@@ -24,6 +24,7 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     model.to(compute.device)
     settings = spec.pretrain
     display.note(f"pretrain: {spec.backbone.name} from {start.origin}, min over θ of L_S, {settings.epochs} epochs")
+    pipeline.read_ahead([source.val], spec, display)
     workers = loaders.workers_for(spec.workers, source.train)
     stream = loaders.training_stream(
         None, source.train, task, model.preprocessing, pipeline.augmentation(settings),

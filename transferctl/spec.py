@@ -291,6 +291,12 @@ class Spec(TrainingSettings):
         BackboneSettings,
         BeforeValidator(_backbone_shorthand, json_schema_input_type=str | BackboneSettings),
     ] = Field(description="The pretrained network; a bare name takes its default weights.")
+    from_run: InputPath | None = Field(
+        None,
+        alias="from",
+        description="finetune: start from this run's best model, its target head included, instead of from "
+        "backbone.weights; --from RUN is the same.",
+    )
     frozen: Text | Annotated[tuple[Text, ...], Field(strict=False)] = Field(
         "none",
         description="What fine-tuning leaves untouched: none, all, the last frozen stage (layer3), or a list "
