@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -206,6 +208,77 @@ def test_runs_dir_that_is_a_file_exits_5(spec_file, tmp_path):
     (tmp_path / "occupied").write_text("")
     message = failure(5, "extract", spec_file(), "--runs-dir", tmp_path / "occupied")
     assert str(tmp_path / "occupied") in message
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a folder in which not even root may write")
+def test_no_permission_for_runs_exits_5_with_the_fix(spec_file):
+    message = failure(5, "extract", spec_file(), "--runs-dir", "/sys/transferctl-runs")
+    assert message.startswith("/sys/transferctl-runs: cannot write: ")
+    assert message.endswith("or choose another folder with --runs-dir")
+
+
+def test_no_space_for_runs_exits_5_and_says_so(spec_file, tmp_path):
+    """A real file system of 8 MiB: the spec and the log fit, the checkpoint of 45 MB does not."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", small], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("this user may not mount a small file system")
+    try:
+        result = run("extract", spec_file(), "--runs-dir", small, "--json")
+        (summary,) = (json.loads(path.read_text()) for path in small.glob("*/summary.json"))
+        assert not list(small.glob("*/checkpoints/*"))
+    finally:
+        subprocess.run(["umount", small], check=True)
+    answer = json.loads(result.stdout)
+    assert "cannot write: No space left on device; free some space" in answer["error"]
+    assert (result.exit_code, summary["status"], summary["exit_code"]) == (5, "failed", 5)
+
+
+# -- signals ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_process_group_ends_with_its_code_and_no_traceback(image_folder, tmp_path, signum, code):
+    """As a terminal or a CI runner sends it: to the workers too."""
+    train = image_folder("train", a=40, b=40)
+    (tmp_path / "spec.yaml").write_text(
+        f"backbone: {NO_WEIGHTS}\ntarget: {{train: {train}, val: 0.5}}\nepochs: 1000\nworkers: 2\n"
+        "preprocess: {resize: 32, crop: 32}\n"
+    )
+    command = [sys.executable, "-m", "transferctl", "finetune", tmp_path / "spec.yaml", "--runs-dir", tmp_path / "runs"]
+    process = subprocess.Popen(command, stdout=-1, stderr=-1, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/*/checkpoints/last")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    os.killpg(process.pid, signum)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert "Traceback" not in said
+    (summary,) = (json.loads(path.read_text()) for path in tmp_path.glob("runs/*/summary.json"))
+    assert (summary["status"], summary["exit_code"]) == ("interrupted", code)
+
+
+def test_a_killed_worker_exits_5_with_advice(image_folder, tmp_path):
+    train = image_folder("train", a=40, b=40)
+    (tmp_path / "spec.yaml").write_text(
+        f"backbone: {NO_WEIGHTS}\ntarget: {{train: {train}, val: 0.5}}\nepochs: 1000\nworkers: 2\n"
+        "preprocess: {resize: 32, crop: 32}\n"
+    )
+    command = [sys.executable, "-m", "transferctl", "finetune", tmp_path / "spec.yaml", "--runs-dir", tmp_path / "runs"]
+    process = subprocess.Popen(command, stdout=-1, stderr=-1, text=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/*/checkpoints/last")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 5, said
+    assert "a process that reads images was killed" in said and "workers: 0" in said
+    assert "Traceback" not in said
 
 
 # -- 0 ------------------------------------------------------------------------------------------------

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,11 +60,30 @@ def _independent_features(data: Path, split: str) -> tuple[np.ndarray, np.ndarra
     return np.array(rows), np.array(labels)
 
 
-def test_extract_is_within_a_point_of_scikit_learns_logistic_regression(tmp_path: Path, real_data: Path) -> None:
-    runner = CliRunner()
-    result = runner.invoke(app, ["extract", str(_spec(tmp_path, real_data)), "--runs-dir", str(tmp_path), "--json"])
+def _run(*arguments: object) -> dict[str, Any]:
+    result = CliRunner().invoke(app, [*map(str, arguments), "--json"])
     assert result.exit_code == 0, result.output
-    ours = json.loads(result.stdout)["test"]["accuracy"]
+    answer: dict[str, Any] = json.loads(result.stdout)
+    return answer
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, int], dict[str, Any]]:
+    """extracted(data, seed): the summary of an extract run, made once a seed."""
+    folder = tmp_path_factory.mktemp("extracted")
+
+    @cache
+    def run(data: Path, seed: int) -> dict[str, Any]:
+        return _run("extract", _spec(folder, data), "--set", f"seed={seed}", "--runs-dir", folder)
+
+    return run
+
+
+SEEDS = (0, 1, 2)
+
+
+def test_extract_is_within_a_point_of_scikit_learns_logistic_regression(extracted: Any, real_data: Path) -> None:
+    """The best of four regularisations on the very test images: an upper estimate of a linear probe."""
     train, train_labels = _independent_features(real_data, "train")
     test, test_labels = _independent_features(real_data, "val")
     best = max(
@@ -69,4 +92,44 @@ def test_extract_is_within_a_point_of_scikit_learns_logistic_regression(tmp_path
         .score(test, test_labels)
         for c in (0.001, 0.01, 0.1, 1.0)
     )
-    assert ours >= best - 0.01
+    ours = [extracted(real_data, seed)["test"]["accuracy"] for seed in SEEDS]
+    assert np.mean(ours) >= best - 0.01, (ours, best)
+
+
+def test_fine_tuning_does_not_end_two_points_below_extraction(extracted: Any, tmp_path: Path, real_data: Path) -> None:
+    """Selected on a held-out part of train, scored on the 153 photographs, three seeds."""
+    before, after = [], []
+    settings = ("--set", "frozen=layer3", "--set", "epochs=3", "--set", "optimizer.lr=0.001", "--runs-dir", tmp_path)
+    for seed in SEEDS:
+        start = extracted(real_data, seed)
+        spec = _spec(tmp_path, real_data)
+        tuned = _run("finetune", spec, "--from", start["run"], "--set", f"seed={seed}", *settings)
+        before.append(start["test"]["accuracy"])
+        after.append(tuned["test"]["accuracy"])
+    assert np.mean(after) >= np.mean(before) - 0.02, (before, after)
+    assert before != after
+
+
+def test_folders_renamed_into_another_order_score_the_same_through_a_manifest(
+    extracted: Any, tmp_path: Path, real_data: Path
+) -> None:
+    run = extracted(real_data, 0)
+    rows = ["path,label"]
+    for name, other in (("ants", "z-second"), ("bees", "a-first")):
+        shutil.copytree(real_data / "ants-bees" / "val" / name, tmp_path / "val" / other)
+        rows += [f"val/{other}/{path.name},{name}" for path in (tmp_path / "val" / other).iterdir()]
+    (tmp_path / "val.csv").write_text("\n".join(rows))
+    scored = _run("eval", run["run"], "--data", tmp_path / "val.csv", "--runs-dir", tmp_path)
+    assert scored["n"] == 153
+    assert (scored["accuracy"], scored["per_class"]) == (run["test"]["accuracy"], run["test"]["per_class"])
+    assert scored["loss"] == pytest.approx(run["test"]["loss"], abs=1e-6)
+
+
+def test_check_finds_the_placeholder_among_the_ants_only_where_it_is_not_excluded(
+    tmp_path: Path, real_data: Path
+) -> None:
+    spec = _spec(tmp_path, real_data)
+    excluded = _run("check", spec)
+    assert any("imageNotFound.gif" in note and "left out" in note for note in excluded["notes"])
+    train = f"target.train={real_data}/ants-bees/train"
+    assert any("1 GIF: the first frame is used" in note for note in _run("check", spec, "--set", train)["notes"])

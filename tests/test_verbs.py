@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,13 +167,16 @@ def test_joint_fine_tuning_logs_both_losses(spec: Path, tmp_path: Path, invoke: 
         assert line["loss"] == pytest.approx(line["loss_source"] + 0.5 * line["loss_target"], rel=1e-5)
 
 
-def test_predictions_name_every_validation_image(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
-    _, answer = invoke("extract", spec, "--runs-dir", tmp_path / "runs")
+def test_predictions_name_every_validation_and_test_image(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
+    shutil.copytree(tmp_path / "val", tmp_path / "test")
+    shutil.rmtree(tmp_path / "test" / "wasps")
+    _, answer = invoke("extract", spec, "--set", "target.test=test", "--runs-dir", tmp_path / "runs")
     with (run_of(answer) / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 15
-    right = sum(row["label"] == row["predicted"] for row in rows)
-    assert right / 15 == pytest.approx(answer["best"]["val"]["accuracy"])
+    for split, n, scores in (("val", 15, answer["best"]["val"]), ("test", 11, answer["test"])):
+        own = [row for row in rows if row["split"] == split]
+        assert len({row["path"] for row in own}) == n == scores["n"]
+        assert sum(row["label"] == row["predicted"] for row in own) / n == pytest.approx(scores["accuracy"])
 
 
 def test_a_broken_test_image_is_found_before_any_training(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
@@ -230,3 +234,12 @@ def test_settings_that_a_verb_does_not_read_are_said(spec: Path, tmp_path: Path)
     assert (
         "extract (the backbone is frozen, features are computed once) does not use: frozen, penalties" in result.stderr
     )
+
+
+def test_the_log_begins_with_what_was_said_before_the_run_folder_existed(
+    spec: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    _, answer = invoke("extract", spec, "--runs-dir", tmp_path / "runs")
+    log = (run_of(answer) / "log.txt").read_text()
+    for part in ("target: 3 classes", "device: cpu", "preprocessing: resize", "epoch 3/3", "macro F1"):
+        assert part in log

@@ -8,6 +8,7 @@ The manifest is written last and the folder renamed into place, so a folder with
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -68,7 +69,8 @@ def save(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         if isinstance(error, SafetensorError):
-            error = OSError(28 if "os error 28" in str(error) else 5, str(error))
+            code = errno.ENOSPC if f"os error {errno.ENOSPC}" in str(error) else errno.EIO
+            error = OSError(code, os.strerror(code))
         raise from_os_error(error, folder) from None
 
 

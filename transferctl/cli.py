@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from transferctl import __version__
-from transferctl.errors import ExitCode, SpecError, Terminated, TransferctlError, from_os_error
+from transferctl.errors import ExitCode, SpecError, Terminated, ending
 
 if TYPE_CHECKING:
     from transferctl.display import Display
@@ -185,35 +185,19 @@ def _run(
     display = Display(as_json)
     signal.signal(signal.SIGTERM, _terminate)
     file: SpecFile | None = None
-    code, message = ExitCode.BUG, ""
     numbers: dict[str, Any] = {}
     try:
         file = load()
         display.json(verb(file, display))
         return
-    except SpecError as error:
-        code, message = error.exit_code, str(file.locate(error) if file else error)
-    except TransferctlError as error:
-        code, message, numbers = error.exit_code, str(error), error.summary
-    except KeyboardInterrupt:
-        code, message = ExitCode.INTERRUPTED, "interrupted (SIGINT)"
-    except Terminated:
-        code, message = ExitCode.TERMINATED, "terminated (SIGTERM)"
-    except MemoryError:
-        code, message = ExitCode.RESOURCES, "out of memory; lower batch_size or preprocess.crop"
-    except BrokenPipeError:
+    except BrokenPipeError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code, message = ExitCode.RESOURCES, "stdout was closed"
-    except OSError as error:
-        code, message = ExitCode.RESOURCES, str(from_os_error(error))
-    except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":
-            code, message = ExitCode.RESOURCES, "the GPU is out of memory; lower batch_size or preprocess.crop"
-        else:
-            text = " ".join(str(error).split())
-            message = (
-                f"this is a bug in transferctl: {type(error).__name__}: {text}; run again with --debug and report it"
-            )
+        code, message = ending(error)
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        if isinstance(error, SpecError) and file:
+            error = file.locate(error)
+        code, message = ending(error)
+        numbers = getattr(error, "summary", {})
     if debug:
         traceback.print_exc()
     _fail(display, code, message, numbers)

@@ -25,11 +25,14 @@ class Display:
         self.as_json = as_json
         self.terminal = sys.stderr.isatty()
         self._log: IO[str] | None = None
+        self._before_log: list[str] = []
 
     @contextmanager
     def log_to(self, path: Path) -> Iterator[None]:
-        """Everything shown inside goes into this file too."""
-        with path.open("a", encoding="utf-8", buffering=1) as self._log:
+        """Everything shown inside goes into this file too, and what was shown before that no other log has."""
+        with path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as self._log:
+            self._log.writelines(self._before_log)
+            self._before_log.clear()
             try:
                 yield
             finally:
@@ -48,8 +51,7 @@ class Display:
 
     def _line(self, text: str, style: str = "") -> None:
         stamp = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        if self._log:
-            self._log.write(f"{stamp} {text}\n")
+        self._to_log(f"{stamp} {text}\n")
         if self.terminal:
             _console(stderr=True).print(text, style=style or None, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -57,8 +59,7 @@ class Display:
 
     def result(self, text: str) -> None:
         """A line of the result; the last one is the run folder's path."""
-        if self._log:
-            self._log.write(f"{text}\n")
+        self._to_log(f"{text}\n")
         print(text, file=sys.stderr if self.as_json else sys.stdout, flush=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -76,8 +77,13 @@ class Display:
             table.add_row(*(Text(cell) for cell in row))
         console = _console(stderr=self.as_json)
         console.print(table)
+        self._to_log("\n".join([title, "\t".join(columns), *("\t".join(row) for row in cells), ""]))
+
+    def _to_log(self, text: str) -> None:
         if self._log:
-            self._log.write("\n".join([title, "\t".join(columns), *("\t".join(row) for row in cells), ""]))
+            self._log.write(text)
+        else:
+            self._before_log.append(text)
 
     def json(self, values: dict[str, Any]) -> None:
         if self.as_json:

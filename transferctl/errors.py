@@ -114,3 +114,31 @@ def from_os_error(error: OSError, path: Path | str | None = None) -> ResourceErr
     }
     fix = fixes.get(error.errno or 0, "choose another folder with --runs-dir")
     return ResourceError(f"{where}: cannot write: {error.strerror or error}; {fix}")
+
+
+def ending(error: BaseException) -> tuple[ExitCode, str]:
+    """How an exception ends the process: the exit code, and what to tell a person."""
+    text = " ".join(str(error).split())
+    if isinstance(error, TransferctlError):
+        return error.exit_code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return ExitCode.INTERRUPTED, "interrupted (SIGINT)"
+    if isinstance(error, Terminated):
+        return ExitCode.TERMINATED, "terminated (SIGTERM)"
+    if isinstance(error, BrokenPipeError):
+        return ExitCode.RESOURCES, "stdout was closed"
+    if isinstance(error, OSError):
+        return ExitCode.RESOURCES, str(from_os_error(error))
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+        return ExitCode.RESOURCES, "out of memory; lower batch_size or preprocess.crop"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        return ExitCode.RESOURCES, "the GPU is out of memory; lower batch_size or preprocess.crop"
+    if isinstance(error, RuntimeError) and "DataLoader worker" in text:  # raised wherever SIGCHLD interrupts
+        return ExitCode.RESOURCES, (
+            f"a process that reads images was killed ({text}); most often memory, or shared memory (/dev/shm), "
+            "ran out: lower workers or batch_size, or write workers: 0"
+        )
+    return (
+        ExitCode.BUG,
+        f"this is a bug in transferctl: {type(error).__name__}: {text}; run again with --debug and report it",
+    )

@@ -70,7 +70,7 @@ def run(
             scored, task, model.preprocessing, batch_size=SCORING_BATCH, workers=workers
         )
         metrics = scoring.measure(model, task, batches, model.features, compute, domain, logits.append)
-        results.write_predictions(folder, scored, model.classes[domain], torch.cat(logits))
+        results.write_predictions(folder, model.classes[domain], [(scored, torch.cat(logits))])
         folder.log_metrics(split=scored.name, **results.headline(metrics))
         folder.summary |= {"evaluated": str(trained), "checkpoint": saved.path.name, "split": scored.name, **metrics}
         results.show_metrics(display, f"{trained.name}, {which}, on {data_path or scored.name}", metrics)

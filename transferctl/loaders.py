@@ -105,7 +105,7 @@ class _Images:
         label = int(split.labels[position])
         if self.augment is None:
             return _Row(evaluation_image(image, self.preprocessing), label, is_source)
-        random_key = (self.seed, epoch, which, int(split.indices[position]))
+        random_key = (self.seed, epoch, int(is_source), int(split.indices[position]))
         return _Row(training_image(image, self.preprocessing, self.augment, random_key), label, is_source)
 
 

@@ -37,16 +37,19 @@ def headline(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
-def write_predictions(run: Run, split: Split, classes: Sequence[str], logits: Tensor) -> None:
-    """predictions.csv: path, true and predicted class, its probability. logits: [n, C], in the split's order."""
-    probabilities = torch.softmax(logits.double(), dim=1)
+def write_predictions(run: Run, classes: Sequence[str], scored: Sequence[tuple[Split, Tensor]]) -> None:
+    """predictions.csv: split, path, true and predicted class, the latter's probability.
+
+    scored: splits and their logits, [n, C], in the split's order.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", "predicted", "probability"])
-    for position, row in enumerate(probabilities):
-        best = int(row.argmax())
-        true = classes[int(split.labels[position])]
-        writer.writerow([split.sample_name(position), true, classes[best], f"{float(row[best]):.6f}"])
+    writer.writerow(["split", "path", "label", "predicted", "probability"])
+    for split, logits in scored:
+        probability, predicted = torch.softmax(logits.double(), dim=1).max(dim=1)
+        for position, (p, best) in enumerate(zip(probability.tolist(), predicted.tolist(), strict=True)):
+            label = classes[int(split.labels[position])]
+            writer.writerow([split.name, split.sample_name(position), label, classes[best], f"{p:.6f}"])
     run.write_text("predictions.csv", text.getvalue())
 
 

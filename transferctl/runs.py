@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from transferctl.display import Display
-from transferctl.errors import ExitCode, Terminated, TransferctlError, from_os_error
+from transferctl.errors import ExitCode, ending, from_os_error
 
 SCHEMA_VERSION = 1
 
@@ -63,20 +63,9 @@ def start(runs_dir: Path, verb: str, name: str, spec_yaml: str, display: Display
     status, code, message = "finished", ExitCode.OK, ""
     try:
         yield run
-    except TransferctlError as error:
-        status, code, message = "failed", error.exit_code, str(error)
-        raise
-    except KeyboardInterrupt:
-        status, code = "interrupted", ExitCode.INTERRUPTED
-        raise
-    except Terminated:
-        status, code = "interrupted", ExitCode.TERMINATED
-        raise
-    except OSError as error:
-        status, code, message = "failed", ExitCode.RESOURCES, str(error)
-        raise from_os_error(error) from error
     except BaseException as error:
-        status, code, message = "failed", ExitCode.BUG, f"{type(error).__name__}: {error}"
+        code, message = ending(error)
+        status = "interrupted" if code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED) else "failed"
         raise
     finally:
         files.close()

@@ -56,16 +56,17 @@ def score_best(
     compute: Compute,
     display: Display,
 ) -> None:
-    """With the model as it was at its best epoch (`run.summary["best"]`): predictions on validation data, and
-    the score on test data, which is read for this alone, once."""
-    logits: list[Tensor] = []
-    metrics = measure(model, task, batches_of(target.val), forward, compute, record=logits.append)
-    results.write_predictions(run, target.val, target.classes, torch.cat(logits))
+    """With the model as it was at its best epoch (`run.summary["best"]`): scores and predictions on
+    validation data, and on test data, which is read for this alone, once."""
+    logits: dict[str, list[Tensor]] = {split.name: [] for split in target.splits()}
+    metrics = measure(model, task, batches_of(target.val), forward, compute, record=logits["val"].append)
     best, last = run.summary["best"]["epoch"], run.summary["last"]["epoch"]
     results.show_metrics(display, f"Validation, epoch {best} (best of {last})", metrics)
     if target.test:
-        metrics = measure(model, task, batches_of(target.test), forward, compute)
+        metrics = measure(model, task, batches_of(target.test), forward, compute, record=logits["test"].append)
         run.summary["test"] = metrics
         run.log_metrics(split="test", **results.headline(metrics))
         results.show_metrics(display, "Test, scored once with the best epoch", metrics)
     results.show_classes(display, metrics)
+    scored = [(split, torch.cat(logits[split.name])) for split in target.splits() if logits[split.name]]
+    results.write_predictions(run, target.classes, scored)
