@@ -116,7 +116,7 @@ def from_os_error(error: OSError, path: Path | str | None = None) -> ResourceErr
     return ResourceError(f"{where}: cannot write: {error.strerror or error}; {fix}")
 
 
-def ending(error: BaseException) -> tuple[ExitCode, str]:
+def ending(error: BaseException) -> tuple[ExitCode, str]:  # noqa: PLR0911 (a table)
     """How an exception ends the process: the exit code, and what to tell a person."""
     text = " ".join(str(error).split())
     if isinstance(error, TransferctlError):
