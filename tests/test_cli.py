@@ -119,6 +119,14 @@ def test_wrong_usage_exits_2_in_one_line_and_one_json_object(monkeypatch, capsys
     assert captured.err.endswith(f"error: {answer['error']}\n")
 
 
+@pytest.mark.parametrize(("words", "offered"), [("transferctl ex", "extract"), ("transferctl finetune --fr", "--from")])
+def test_a_shell_completes_verbs_and_options(words, offered):
+    asked = {"_TRANSFERCTL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    command = [sys.executable, "-c", "from transferctl.cli import main; main()"]
+    done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [offered]
+
+
 # -- 2: the spec --------------------------------------------------------------------------------------
 
 

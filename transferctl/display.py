@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,9 +54,14 @@ class Display:
         stamp = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
         self._to_log(f"{stamp} {text}\n")
         if self.terminal:
-            _console(stderr=True).print(text, style=style or None, markup=False, highlight=False, soft_wrap=True)
+            self._stderr.print(text, style=style or None, markup=False, highlight=False, soft_wrap=True)
         else:
             print(f"{stamp} {text}", file=sys.stderr, flush=True)
+
+    @cached_property
+    def _stderr(self) -> Any:
+        """One console for bars and lines, so that a line goes above a bar that is being drawn."""
+        return _console(stderr=True)
 
     def result(self, text: str) -> None:
         """A line of the result; the last one is the run folder's path."""
@@ -105,7 +111,7 @@ class Display:
             TextColumn("{task.fields[detail]}", markup=False),
             TimeRemainingColumn(),
         )
-        with RichProgress(*columns, console=_console(stderr=True), transient=True) as bar:
+        with RichProgress(*columns, console=self._stderr, transient=True) as bar:
             yield _BarProgress(bar, bar.add_task(what, total=total, detail=""), unit)
 
 

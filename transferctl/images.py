@@ -107,13 +107,18 @@ class ImageFiles:
 
 def first_frame_notes(paths: Iterable[str]) -> list[str]:
     gifs = sum(path.lower().endswith(".gif") for path in paths)
-    return [f"{gifs} GIF{'s' if gifs > 1 else ''}: the first frame is used"] if gifs else []
+    return [f"{counted(gifs, 'GIF')}: the first frame is used"] if gifs else []
 
 
 def shown(names: Sequence[str], most: int = 3) -> str:
     """A few names for a message, with how many more there are; unprintable characters escaped."""
     few = ", ".join(printable(name) for name in names[:most])
     return few + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def counted(n: int, noun: str) -> str:
+    """1 file, 2 files."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def printable(text: str) -> str:

@@ -22,7 +22,7 @@ from transferctl.contracts import BadSample, Batch, Task
 from transferctl.data import Split
 from transferctl.display import Display
 from transferctl.errors import DataError
-from transferctl.images import ImageFiles, printable
+from transferctl.images import ImageFiles, counted, printable
 from transferctl.preprocess import Preprocessing, evaluation_image, training_image
 from transferctl.spec import AugmentSettings
 
@@ -201,7 +201,7 @@ class _Probe:
 
 
 def broken_error(broken: Sequence[Unreadable]) -> DataError:
-    lines = [f"{len(broken)} unreadable samples; mend or remove them, or write on_bad_sample: skip"]
+    lines = [f"{counted(len(broken), 'unreadable sample')}; mend or remove them, or write on_bad_sample: skip"]
     lines += [f"  {sample}" for sample in broken[:SHOWN_BROKEN]]
     lines += [f"  and {len(broken) - SHOWN_BROKEN} more"] if len(broken) > SHOWN_BROKEN else []
     return DataError("\n".join(lines))

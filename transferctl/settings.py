@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +34,13 @@ def _resolve(value: Any, info: ValidationInfo) -> Any:
         found = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
     except (OSError, ValueError) as error:  # too long, a folder that may not be entered, a NUL
         raise ValueError(f"cannot look for this path: {getattr(error, 'strerror', None) or error}") from None
-    return Path(found).absolute()
+    return _without_dots(found.absolute())
+
+
+def _without_dots(path: Path) -> Path:
+    """configs/../data is data, unless configs is a link to elsewhere."""
+    shorter = Path(os.path.normpath(path))
+    return shorter if path.exists() and shorter.exists() and shorter.samefile(path) else path
 
 
 Text = Annotated[str, BeforeValidator(_as_written)]

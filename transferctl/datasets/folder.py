@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from transferctl.errors import DataError
-from transferctl.images import EXTENSIONS, ImageFiles, first_frame_notes, printable, shown
+from transferctl.images import EXTENSIONS, ImageFiles, counted, first_frame_notes, printable, shown
 from transferctl.settings import DataSettings, InputPath, Text
 
 
@@ -131,8 +131,8 @@ def _refuse_undecodable(root: Path, names: list[str]) -> None:
 
 def _notes(found: _Found) -> Iterator[str]:
     if found.hidden:
-        yield f"{found.hidden} hidden files or folders ignored"
+        yield f"{found.hidden:,} hidden ignored (names that start with a dot)"
     if found.excluded:
-        yield f"{len(found.excluded)} files left out by `exclude`: {shown(found.excluded)}"
+        yield f"{counted(len(found.excluded), 'file')} left out by `exclude`: {shown(found.excluded)}"
     if found.strays:
-        yield f"{len(found.strays)} files are no images by their names and are not used: {shown(found.strays)}"
+        yield f"{counted(len(found.strays), 'file')} not used, being no images by name: {shown(found.strays)}"
