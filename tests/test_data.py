@@ -122,6 +122,7 @@ def test_the_split_column_defaults_to_where_the_manifest_stands(tmp_path: Path) 
     (tmp_path / "m.csv").write_text("path,label,split\n1.png,a,train\n2.png,b,train\n3.png,b,val\n")
     rows = manifest.load(manifest.Settings(path=str(tmp_path / "m.csv")), "val", 0)
     assert [rows.name(i) for i in range(len(rows))] == [str(tmp_path / "3.png")]
+    assert rows.notes == ("rows of split val; the file has others: train (2)",)
 
 
 def test_digits_splits_are_disjoint_and_per_class_draws_by_seed() -> None:

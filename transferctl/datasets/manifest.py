@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections import Counter
 from typing import Literal, NamedTuple
 
 from pydantic import Field
@@ -33,12 +34,15 @@ def load(settings: Settings, role: str, seed: int) -> ImageFiles:
     """Read the manifest. Raises DataError naming the line; images are looked at only when they are read."""
     rows, columns = _rows(settings)
     wanted = settings.split or role
+    notes = []
     if "split" in columns:
-        rows_of_split = [row for row in rows if row.split == wanted]
-        if not rows_of_split:
-            known = sorted({row.split for row in rows})
-            raise DataError(f"{settings.path}: no row has split {wanted!r}; the file has {shown(known, 10)}")
-        rows = rows_of_split
+        sizes = Counter(row.split for row in rows)
+        if wanted not in sizes:
+            raise DataError(f"{settings.path}: no row has split {wanted!r}; the file has {shown(sorted(sizes), 10)}")
+        if len(sizes) > 1:
+            others = [f"{name or 'no name'} ({n})" for name, n in sorted(sizes.items()) if name != wanted]
+            notes.append(f"rows of split {wanted}; the file has others: {shown(others, 10)}")
+        rows = [row for row in rows if row.split == wanted]
     elif settings.split is not None:
         raise DataError(f"{settings.path}: the spec asks for split {wanted!r}, but there is no column split")
     if not rows:
@@ -49,7 +53,7 @@ def load(settings: Settings, role: str, seed: int) -> ImageFiles:
     class_names = sorted({row.label for row in rows})
     positions = {name: i for i, name in enumerate(class_names)}
     other = [name for name in columns if name not in ("path", "label", "split")]
-    notes = [f"columns not used: {shown(other, 10)}"] if other else []
+    notes += [f"columns not used: {shown(other, 10)}"] if other else []
     return ImageFiles(paths, [positions[row.label] for row in rows], class_names, [*notes, *first_frame_notes(paths)])
 
 
