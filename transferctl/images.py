@@ -24,26 +24,30 @@ EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp
 MAX_PIXELS = 178_956_970  # 512 MiB as RGB, PIL's own limit; larger is refused from the header
 
 
-def decode(data: bytes) -> Image.Image:
+def decode(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """Upright RGB image (first frame) from a file's bytes. Raises BadSample, whatever is wrong."""
     if not data:
         raise BadSample("is empty (0 bytes)")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL warns of what is checked below, and of odd EXIF
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise BadSample(f"is {width}×{height} pixels, more than the {MAX_PIXELS:,} that are read")
-            return _rgb(ImageOps.exif_transpose(image))
+            return upright_rgb(Image.open(io.BytesIO(data), formats=formats))
     except BadSample:
         raise
     except UnidentifiedImageError:
-        raise BadSample(f"is not a readable image ({', '.join(FORMATS)})") from None
+        raise BadSample(f"is not a readable image ({', '.join(formats)})") from None
     except Image.DecompressionBombError:
         raise BadSample(f"has more than the {MAX_PIXELS:,} pixels that are read") from None
     except Exception as error:  # decoders raise whatever they like on broken data: OSError, SyntaxError, …
         raise BadSample(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """What every image becomes, whoever opened it. Raises BadSample, and what PIL raises on broken data."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise BadSample(f"is {width}×{height} pixels, more than the {MAX_PIXELS:,} that are read")
+    return _rgb(ImageOps.exif_transpose(image))
 
 
 def _rgb(image: Image.Image) -> Image.Image:
