@@ -17,7 +17,7 @@ import numpy as np
 
 from transferctl import plugins
 from transferctl.contracts import Dataset
-from transferctl.errors import DataError
+from transferctl.errors import DataError, SpecError
 from transferctl.images import shown
 from transferctl.settings import DataSettings
 
@@ -132,7 +132,10 @@ class _Opened(NamedTuple):
 
 
 def _open(settings: DataSettings, label: str, role: str, seed: int) -> _Opened:
-    dataset: Dataset = plugins.load("datasets", settings.dataset).load(settings, role, seed)
+    try:
+        dataset: Dataset = plugins.load("datasets", settings.dataset).load(settings, role, seed)
+    except SpecError as error:  # a data set names its own keys; where in the spec it stands is known here
+        raise SpecError([replace(fault, key=f"{label}.{fault.key}") for fault in error.problems]) from None
     kept = np.arange(len(dataset))
     if settings.classes is not None:
         unknown = sorted(set(settings.classes) - set(dataset.class_names))
