@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from transferctl import data
+from transferctl import data, loaders
 from transferctl.contracts import BadSample
 from transferctl.datasets import digits, folder, manifest
 from transferctl.errors import DataError
@@ -162,3 +162,11 @@ def test_a_fingerprint_survives_a_move_and_notices_a_new_file_and_another_label(
     relabelled = _load(moved).train.fingerprint()
     (moved / "b" / "0a.png").rename(moved / "b" / "9.png")
     assert len({before, relabelled, _load(moved).train.fingerprint()}) == 3
+
+
+def test_workers_are_started_where_files_are_decoded_and_there_are_enough(image_folder: Folder) -> None:
+    few, many = (_load(image_folder(name, a=n, b=n), 0.5).train for name, n in (("few", 10), ("many", 64)))
+    settings = digits.Settings(dataset="digits")
+    in_memory = data.load_domain(settings, settings, None, 0, domain="target").train
+    assert [loaders.workers_for("auto", split) > 0 for split in (few, many, in_memory)] == [False, True, False]
+    assert loaders.workers_for(3, few) == 3

@@ -107,12 +107,14 @@ class Dataset(Protocol):
 
     `class_names` are the names that occur here, sorted; `labels` ([N] int32) are positions in them and
     mean nothing outside this object: data.py maps them through the one class map, by name.
-    `notes` say what was ignored or looks odd, for the plan and the log.
+    `notes` say what was ignored or looks odd, for the plan and the log. `reads_files`: whether a sample costs
+    enough to decode that worker processes pay.
     """
 
     class_names: tuple[str, ...]
     labels: np.ndarray
     notes: tuple[str, ...]
+    reads_files: bool
 
     def __len__(self) -> int: ...
     def name(self, index: int) -> str:

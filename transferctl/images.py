@@ -94,6 +94,7 @@ class ImageFiles:
         self.labels = np.asarray(labels, dtype=np.int32)
         self.class_names = tuple(class_names)
         self.notes = tuple(notes)
+        self.reads_files = True
         assert len(self.labels) == len(encoded)
 
     def __len__(self) -> int:

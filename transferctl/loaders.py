@@ -22,7 +22,7 @@ from transferctl.contracts import BadSample, Batch, Task
 from transferctl.data import Split
 from transferctl.display import Display
 from transferctl.errors import DataError
-from transferctl.images import ImageFiles, counted, printable
+from transferctl.images import counted, printable
 from transferctl.preprocess import Preprocessing, evaluation_image, training_image
 from transferctl.spec import AugmentSettings
 
@@ -45,7 +45,7 @@ def workers_for(asked: int | str, split: Split) -> int:
     """auto: one a core (at most 8) where files are decoded and there are enough to pay for starting them."""
     if isinstance(asked, int):
         return asked
-    return min(os.cpu_count() or 1, 8) if isinstance(split.dataset, ImageFiles) and len(split) >= 64 else 0
+    return min(os.cpu_count() or 1, 8) if split.dataset.reads_files and len(split) >= 64 else 0
 
 
 def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:

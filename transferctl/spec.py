@@ -284,7 +284,7 @@ class Spec(TrainingSettings):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="Arithmetic of the backbone; auto = bf16 on GPUs that have it, else fp32."
     )
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+    workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = Field(
         "auto", description="Processes that decode images; 0 decodes in the main process."
     )
     backbone: Annotated[

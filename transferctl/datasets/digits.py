@@ -43,6 +43,7 @@ class Digits:
         self.labels = labels.astype(np.int32)
         self.class_names = tuple(str(digit) for digit in range(10))
         self.notes: tuple[str, ...] = ()
+        self.reads_files = False
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -186,6 +186,7 @@ class TorchvisionData:
         self._data = data
         self._label = label
         self._files = _files(data)
+        self.reads_files = self._files is not None
         targets = _targets(data, origin)
         names, equal = _class_names(data, targets, origin)
         used = sorted({names[target] for target in targets})
