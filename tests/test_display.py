@@ -1,0 +1,77 @@
+"""What people and scripts see: plain lines with a time, bars on a terminal, JSON alone on stdout."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from transferctl import display
+from transferctl.display import Display
+
+STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+
+
+def test_off_a_terminal_progress_is_a_line_every_ten_seconds(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    clock = iter([0.0, 4.0, 11.0, 12.0, 30.0])
+    monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
+    with Display().progress("training", 100) as progress:
+        for _ in range(4):
+            progress.advance(10, "loss 0.5")
+    first, second = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(rf"{STAMP} training: 20/100 images, 2/s, 44 s left loss 0.5", first)
+    assert re.fullmatch(rf"{STAMP} training: 40/100 images, 1/s, 45 s left loss 0.5", second)
+
+
+def test_results_go_to_stdout_and_all_else_to_stderr(capsys: Any) -> None:
+    shown = Display()
+    shown.note("chosen")
+    shown.warn("odd")
+    shown.table("Classes", ["class", "n"], [["ants", 1234]])
+    shown.result("runs/1")
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[-1] == "runs/1"
+    assert "ants    1,234" in captured.out
+    assert [re.sub(STAMP, "", line).strip() for line in captured.err.splitlines()] == ["chosen", "warning: odd"]
+
+
+def test_with_json_stdout_has_the_object_alone(capsys: Any) -> None:
+    shown = Display(as_json=True)
+    shown.table("Classes", ["class", "n"], [["ants", 1]])
+    shown.result("runs/1")
+    shown.json({"a": 1})
+    assert capsys.readouterr().out == '{"a": 1}\n'
+
+
+def test_markup_in_a_class_name_is_shown_not_obeyed(capsys: Any) -> None:
+    Display().table("T", ["class"], [["[red]ants[/red]"]])
+    assert "[red]ants[/red]" in capsys.readouterr().out
+
+
+def test_a_terminal_gets_a_bar_with_rate_and_losses_and_the_run_folder_last(spec: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "transferctl", "finetune", spec, "--runs-dir", tmp_path / "runs"]
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "120"}
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    said = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # Linux: the other side is closed
+            break
+        if not part:
+            break
+        said += part
+    assert process.wait() == 0, said
+    os.close(ours)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode())
+    assert re.search(r"training .*108/108 [\d,]+ images/s epoch 3/3 loss \d\.\d{4} 0:00:00", text)
+    assert text.strip().splitlines()[-1] == str(next((tmp_path / "runs").iterdir()))
+    assert not re.search(rf"^{STAMP}", text, re.MULTILINE)

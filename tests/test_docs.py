@@ -1,0 +1,45 @@
+"""README and configs say what is so."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from transferctl import yamlfile
+from transferctl.cli import app
+from transferctl.errors import ExitCode
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+VERBS = sorted(command.name or command.callback.__name__ for command in app.registered_commands)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_is_valid_and_opens_with_its_command(path: Path) -> None:
+    yamlfile.load(path)
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    match = re.match(r"# transferctl (\w+) configs/([\w-]+\.yaml)", first)
+    assert match and match[1] in VERBS and match[2] == path.name
+
+
+@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
+def test_every_yaml_block_of_the_readme_is_a_spec(block: str, tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text(block, encoding="utf-8")
+    yamlfile.load(tmp_path / "spec.yaml")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_readme_shows_every_verb_and_only_flags_that_it_has(verb: str) -> None:
+    assert re.search(rf"^\| `{verb}\b", README, re.MULTILINE)
+    known = set(re.findall(r"--[a-z-]+", CliRunner().invoke(app, [verb, "--help"], env={"COLUMNS": "200"}).output))
+    for line in re.findall(rf"transferctl {verb}\b[^\n]*|^\| `{verb}\b[^`]*`", README, re.MULTILINE):
+        assert set(re.findall(r"(?<!\S)\[?(--[a-z-]+)", line)) <= known, line
+
+
+def test_the_readme_lists_every_exit_code() -> None:
+    section = README.split("## Exit codes")[1].split("\n## ")[0]
+    assert [int(code) for code in re.findall(r"(?:^|· )\s*(\d+) ", section, re.MULTILINE)] == [int(c) for c in ExitCode]
