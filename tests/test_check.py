@@ -59,7 +59,7 @@ def test_a_fault_of_the_spec_alone_keeps_its_exit_code(spec: Path, invoke: Invok
 
 
 def test_the_plan_says_what_is_trained_on_what_and_why(spec: Path) -> None:
-    result = CliRunner().invoke(app, ["check", str(spec), "--set", "frozen=layer3"])
+    result = CliRunner().invoke(app, ["check", str(spec), "--set", "frozen=layer3"], env={"COLUMNS": "160"})
     assert result.exit_code == 0
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     for line in (

@@ -56,3 +56,9 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_loadable(
 def test_a_folder_that_is_no_run_is_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint `best`"):
         checkpoint.load(tmp_path)
+
+
+def test_whoever_may_read_the_run_may_read_its_weights(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 1, STATE, {}, ("last",))
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "checkpoints" / "last").iterdir()}
+    assert modes["model.safetensors"] == modes["manifest.json"]

@@ -24,11 +24,12 @@ NO_WEIGHTS = "{name: resnet18, weights: none}"
 
 
 @pytest.fixture(autouse=True)
-def _own_sigterm() -> Iterator[None]:
+def _own_signals() -> Iterator[None]:
     """The commands install their own handler; the test process keeps the one it had."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGPIPE)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -243,6 +244,42 @@ def test_no_space_for_runs_exits_5_and_says_so(spec_file, tmp_path):
     answer = json.loads(result.stdout)
     assert "cannot write: No space left on device; free some space" in answer["error"]
     assert (result.exit_code, summary["status"], summary["exit_code"]) == (5, "failed", 5)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_stdout_that_takes_no_more_exits_5_without_traceback(spec_file, flags):
+    command = [sys.executable, "-m", "transferctl", "check", spec_file(), *flags]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 5
+    assert done.stderr.splitlines()[-1].endswith("error: stdout: cannot write: No space left on device")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_closed_pipe_exits_5_without_traceback(spec_file):
+    process = subprocess.Popen([sys.executable, "-m", "transferctl", "check", spec_file()], stdout=-1, stderr=-1)
+    process.stdout.close()
+    with process.stderr:
+        said = process.stderr.read().decode()
+    assert process.wait() == 5
+    assert "stdout: cannot write: Broken pipe" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_a_stream_that_is_closed_from_the_start_stops_nothing(spec_file, closed):
+    command = ["bash", "-c", f'exec "$0" "$@" {closed}>&-', sys.executable, "-m", "transferctl", "check", spec_file()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert ("check: training can start" in done.stdout) == (closed == "2")
+
+
+def test_a_locale_without_greek_gets_escapes(spec_file):
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "transferctl", "check", spec_file()]
+    done = subprocess.run(command, env=os.environ | ascii_only, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert r"min over \u03b8 of L_T" in done.stdout
 
 
 # -- signals ------------------------------------------------------------------------------------------

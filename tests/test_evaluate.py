@@ -48,3 +48,25 @@ def test_what_the_checkpoint_carries_cannot_be_overridden(
     code, answer = invoke("eval", held_out[0], "--set", setting, "--runs-dir", tmp_path / "runs")
     assert code == 2
     assert answer["error"].startswith(f"--set {setting}: eval takes this from the checkpoint")
+
+
+def test_a_gate_on_an_unknown_metric_is_refused_before_the_evaluation(
+    held_out: Any, tmp_path: Path, invoke: Invoke
+) -> None:
+    code, answer = invoke("eval", held_out[0], "--fail-if", "acuracy<0.9", "--runs-dir", tmp_path / "evals")
+    assert code == 2
+    assert "there is no metric 'acuracy' here; did you mean accuracy?" in answer["error"]
+    assert not (tmp_path / "evals").exists()
+
+
+def test_the_summary_says_what_was_scored(held_out: Any, spec: Path, tmp_path: Path, invoke: Invoke) -> None:
+    _, answer = invoke("eval", held_out[0], "--data", tmp_path / "val", "--runs-dir", tmp_path / "runs")
+    assert (answer["data"], answer["split"], answer["n"]) == (str(tmp_path / "val"), "data", 15)
+    assert (answer["status"], answer["exit_code"]) == ("finished", 0)
+
+
+def test_an_unknown_class_in_other_data_exits_3_naming_the_flag(held_out: Any, tmp_path: Path, invoke: Invoke) -> None:
+    (tmp_path / "val" / "wasps").rename(tmp_path / "val" / "hornets")
+    code, answer = invoke("eval", held_out[0], "--data", tmp_path / "val", "--runs-dir", tmp_path / "runs")
+    assert code == 3
+    assert answer["error"].startswith(f"--data {tmp_path / 'val'}: classes that training data does not have: hornets")

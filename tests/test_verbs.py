@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from transferctl.cli import app
+from transferctl.tasks import classification
 
 Invoke = Callable[..., tuple[int, dict[str, Any]]]
 
@@ -125,6 +126,19 @@ def test_diverging_training_exits_6_and_leaves_no_best(spec: Path, tmp_path: Pat
     assert not list((tmp_path / "runs").glob("*/checkpoints/best"))
 
 
+@pytest.mark.parametrize("verb", ["finetune", "extract"])
+def test_a_validation_loss_that_is_no_number_is_never_the_best(
+    verb: str, spec: Path, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute = classification.ClassificationMeter.compute
+    broken = {"loss": float("nan"), "accuracy": 1.0}
+    monkeypatch.setattr(classification.ClassificationMeter, "compute", lambda self: compute(self) | broken)
+    code, answer = invoke(verb, spec, "--runs-dir", tmp_path / "runs")
+    assert code == 6
+    assert "epoch 1, step 5: the validation loss is nan" in answer["error"]
+    assert not list((tmp_path / "runs").glob("*/checkpoints/best"))
+
+
 def test_check_counts_what_is_trained_and_finds_identical_images_across_splits(
     spec: Path, tmp_path: Path, invoke: Invoke
 ) -> None:
@@ -214,6 +228,61 @@ def test_a_spec_with_another_head_than_the_run_it_starts_from_is_refused(
     code, answer = invoke("finetune", spec, *arguments)
     assert code == 2
     assert "head.hidden: is (9,), but the head of the run that it starts from has (8,)" in answer["error"]
+
+
+def test_a_run_that_went_on_keeps_its_pretrained_batchnorm_statistics(
+    spec: Path, extracted: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    """backbone.weights: none is not where it starts, so `auto` is not what random weights would need."""
+    _, tuned = invoke("finetune", spec, "--from", extracted, "--set", "epochs=1", "--runs-dir", tmp_path / "runs")
+    before, after = (load_file(path / "checkpoints/best/model.safetensors") for path in (extracted, run_of(tuned)))
+    names = [name for name in before if name.endswith("running_mean")]
+    assert names and all(torch.equal(before[name], after[name]) for name in names)
+    assert not torch.equal(before["backbone.conv1.weight"], after["backbone.conv1.weight"])
+
+
+def test_a_hold_out_of_another_seed_than_the_run_it_starts_from_is_refused(
+    spec: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    """Its head was trained on some of the images that would select the best epoch now."""
+    settings = ("--set", "target.val=0.3", "--runs-dir", tmp_path / "runs")
+    _, start = invoke("extract", spec, *settings)
+    code, answer = invoke("finetune", spec, "--from", start["run"], "--set", "seed=5", *settings)
+    assert code == 3
+    assert f"target.val: is not what {start['run']} held out" in answer["error"]
+    code, _ = invoke("finetune", spec, "--from", start["run"], "--set", "epochs=1", *settings)
+    assert code == 0
+
+
+@pytest.mark.parametrize("verb", ["extract", "finetune"])
+def test_broken_images_of_all_splits_are_named_at_once(verb: str, spec: Path, tmp_path: Path, invoke: Invoke) -> None:
+    broken = [tmp_path / split / "bees" / f"{i}.png" for split, i in (("train", 0), ("train", 7), ("val", 1))]
+    for path in broken:
+        path.write_bytes(b"")
+    code, answer = invoke(verb, spec, "--runs-dir", tmp_path / "runs")
+    assert code == 3
+    assert answer["error"].splitlines() == [
+        "3 unreadable samples; mend or remove them, or write on_bad_sample: skip",
+        *(f"  {path} is empty (0 bytes)" for path in broken),
+    ]
+
+
+def test_the_comparison_with_scratch_repeats_everything_by_seed(spec: Path, tmp_path: Path) -> None:
+    settings = ["--set", "baseline={epochs: 1, repeats: 2}", "--set", "target.train={path: train, per_class: 6}"]
+    settings += ["--runs-dir", str(tmp_path / "runs")]
+    result = CliRunner().invoke(app, ["extract", str(spec), *settings])
+    assert result.exit_code == 0, result.output
+    other, main = (json.loads(path.read_text()) for path in sorted(tmp_path.glob("runs/*/summary.json"), reverse=True))
+    if "baseline" in other:
+        other, main = main, other
+    rows = main["baseline"]["runs"]
+    assert [row["seed"] for row in rows] == [0, 1]
+    assert [row["transfer"] for row in rows] == [run["best"]["val"]["accuracy"] for run in (main, other)]
+    assert main["baseline"]["scratch"]["mean"] == pytest.approx(sum(row["scratch"] for row in rows) / 2)
+    assert [len(set(path.read_text().splitlines())) for path in tmp_path.glob("runs/*/predictions.csv")] == [16, 16]
+    assert result.stdout.count("Validation, epoch") == 1
+    assert "val accuracy, %, on the same 18 training images; 2 seeds" in result.stdout
+    assert result.stdout.splitlines()[-1] == main["run"]
 
 
 def test_preprocessing_of_the_spec_holds_over_that_of_the_run_it_starts_from(

@@ -58,6 +58,7 @@ def save(
         }
         content = {"schema_version": SCHEMA_VERSION, **manifest, "step": step, "files": files}
         (aside / "manifest.json").write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+        shutil.copymode(aside / "manifest.json", aside / WEIGHTS_FILE)  # safetensors lets only the owner read it
         _sync(aside / "manifest.json")
         _sync(aside)
         assert not folder.exists(), "a step is saved once"

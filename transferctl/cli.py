@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from transferctl import __version__
-from transferctl.errors import ExitCode, SpecError, Terminated, ending
+from transferctl.errors import ExitCode, SpecError, Terminated, TransferctlError, ending
 
 if TYPE_CHECKING:
     from transferctl.display import Display
@@ -39,6 +39,8 @@ RunsDirOption = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 RUNS = Path("runs")
+SPLITS = ["train", "val", "test"]
+CHECKPOINTS = ["best", "last"]
 
 
 def _version(asked: bool) -> None:
@@ -125,8 +127,8 @@ def finetune(
 def evaluate(
     run: RunArgument,
     data: Annotated[str | None, typer.Option("--data", metavar="PATH", help="A folder or manifest to score on instead.")] = None,  # noqa: E501
-    split: Annotated[str, typer.Option("--split", help="train, val or test of the run's own data.")] = "val",
-    checkpoint: Annotated[str, typer.Option("--checkpoint", help="best or last.")] = "best",
+    split: Annotated[str, typer.Option("--split", help="train, val or test of the run's own data.", autocompletion=lambda: SPLITS)] = "val",  # noqa: E501
+    checkpoint: Annotated[str, typer.Option("--checkpoint", help="best or last.", autocompletion=lambda: CHECKPOINTS)] = "best",  # noqa: E501
     fail_if: Annotated[
         list[str] | None, typer.Option("--fail-if", metavar="CONDITION", help="Exit 8 if it holds: 'accuracy<0.9'; repeatable.")  # noqa: E501
     ] = None,
@@ -142,8 +144,8 @@ def evaluate(
         )
 
     def load() -> SpecFile:
-        _one_of("--split", split, ("train", "val", "test"))
-        _one_of("--checkpoint", checkpoint, ("best", "last"))
+        _one_of("--split", split, SPLITS)
+        _one_of("--checkpoint", checkpoint, CHECKPOINTS)
         from transferctl import evaluate
 
         for text in fail_if or []:
@@ -169,7 +171,7 @@ def _load(spec: Path, overrides: list[str] | None) -> SpecFile:
     return yamlfile.load(spec, overrides or [])
 
 
-def _one_of(flag: str, value: str, choices: tuple[str, ...]) -> None:
+def _one_of(flag: str, value: str, choices: list[str]) -> None:
     if value not in choices:
         from transferctl.errors import Problem
 
@@ -184,15 +186,14 @@ def _run(
 
     display = Display(as_json)
     signal.signal(signal.SIGTERM, _terminate)
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a verb hears of a closed pipe, saves and says so
     file: SpecFile | None = None
     numbers: dict[str, Any] = {}
     try:
         file = load()
-        display.json(verb(file, display))
+        display.json({"status": "finished", "exit_code": int(ExitCode.OK)} | verb(file, display))
         return
-    except BrokenPipeError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code, message = ending(error)
     except (Exception, KeyboardInterrupt, Terminated) as error:
         if isinstance(error, SpecError) and file:
             error = file.locate(error)
@@ -206,7 +207,7 @@ def _run(
 def _fail(display: Display, code: ExitCode, message: str, numbers: dict[str, Any] | None = None) -> NoReturn:
     message = message.encode("utf-8", "backslashreplace").decode()  # names on disk may be no text
     display.error(message)
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(TransferctlError):  # stdout takes no more; told above
         display.json((numbers or {}) | {"status": "failed", "exit_code": int(code), "error": message})
     sys.exit(int(code))
 
@@ -217,15 +218,34 @@ def _terminate(signum: int, frame: object) -> None:
 
 def main() -> None:
     """The process: usage errors end like all others, in one line, or one JSON object, and exit 2."""
+    _mend_streams()
     try:
-        sys.exit(app(prog_name="transferctl", standalone_mode=False) or ExitCode.OK)
+        code = app(prog_name="transferctl", standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code or ExitCode.OK)
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
     except Exception as error:
-        if not hasattr(error, "format_message"):  # typer's usage errors; which class it is depends on its version
-            raise
-        from transferctl.display import Display
+        from transferctl.display import Display, silence_stdout
 
-        command = getattr(getattr(error, "ctx", None), "command_path", "transferctl")
-        message = f"{error.format_message().rstrip('.')}; see {command} --help"
-        _fail(Display("--json" in sys.argv), ExitCode.SPEC, message)
+        code, message = ending(error)
+        if hasattr(error, "format_message"):  # typer's usage errors; which class it is depends on its version
+            command = getattr(getattr(error, "ctx", None), "command_path", "transferctl")
+            code, message = ExitCode.SPEC, f"{error.format_message().rstrip('.')}; see {command} --help"
+        elif isinstance(error, OSError):
+            silence_stdout()
+            message = f"stdout: cannot write: {error.strerror}"
+        _fail(Display("--json" in sys.argv), code, message)
+
+
+def _mend_streams() -> None:
+    """A stream that was closed before we started takes everything; a locale without θ or – gets escapes;
+    `transferctl --help | head` ends as any filter does."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123 (for as long as we live)
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")

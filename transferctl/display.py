@@ -6,7 +6,9 @@ stderr. On a terminal: bars and colour. Elsewhere: plain lines with a time. All 
 
 from __future__ import annotations
 
-import json
+import contextlib
+import errno
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +18,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
+from transferctl import jsontext
+from transferctl.errors import ResourceError
+
 PLAIN_INTERVAL_S = 10.0
+PLAIN_WIDTH = 120
 
 
 class Display:
@@ -25,23 +31,34 @@ class Display:
     def __init__(self, as_json: bool = False):
         self.as_json = as_json
         self.terminal = sys.stderr.isatty()
+        self._quiet = False
         self._log: IO[str] | None = None
         self._before_log: list[str] = []
 
     @contextmanager
     def log_to(self, path: Path) -> Iterator[None]:
         """Everything shown inside goes into this file too, and what was shown before that no other log has."""
+        outer = self._log
         with path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as self._log:
             self._log.writelines(self._before_log)
             self._before_log.clear()
             try:
                 yield
             finally:
-                self._log = None
+                self._log = outer
+
+    @contextmanager
+    def quietly(self) -> Iterator[None]:
+        """Inside, notes and results go to the log alone; warnings, errors and progress are shown."""
+        self._quiet, before = True, self._quiet
+        try:
+            yield
+        finally:
+            self._quiet = before
 
     def note(self, text: str) -> None:
         """Something chosen or noticed on the user's behalf."""
-        self._line(text)
+        self._line(text, shown=not self._quiet)
 
     def warn(self, text: str) -> None:
         self._line(f"warning: {text}", style="yellow")
@@ -50,23 +67,39 @@ class Display:
         for line in text.splitlines():
             self._line(f"error: {line}", style="red")
 
-    def _line(self, text: str, style: str = "") -> None:
+    def _line(self, text: str, style: str = "", shown: bool = True) -> None:
         stamp = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
         self._to_log(f"{stamp} {text}\n")
-        if self.terminal:
-            self._stderr.print(text, style=style or None, markup=False, highlight=False, soft_wrap=True)
+        if not shown:
+            return
+        if self.terminal:  # wrapped at words; a path that is longer than the line stays whole, to be copied
+            self._stderr.print(text, style=style or None, markup=False, highlight=False, overflow="ignore", crop=False)
         else:
             print(f"{stamp} {text}", file=sys.stderr, flush=True)
 
     @cached_property
     def _stderr(self) -> Any:
         """One console for bars and lines, so that a line goes above a bar that is being drawn."""
-        return _console(stderr=True)
+        return _console(sys.stderr)
 
     def result(self, text: str) -> None:
         """A line of the result; the last one is the run folder's path."""
         self._to_log(f"{text}\n")
-        print(text, file=sys.stderr if self.as_json else sys.stdout, flush=True)
+        with self._results() as file:
+            print(text, file=file, flush=True)
+
+    @contextmanager
+    def _results(self) -> Iterator[IO[str]]:
+        """Where results go. Raises ResourceError where stdout takes no more: a closed pipe, a full disk."""
+        if self._quiet:
+            with Path(os.devnull).open("w") as nowhere:
+                yield nowhere
+            return
+        try:
+            yield sys.stderr if self.as_json else sys.stdout
+        except OSError as error:
+            silence_stdout()
+            raise ResourceError(f"stdout: cannot write: {error.strerror}") from None
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """A table of results; columns whose cells all are numbers are set to the right."""
@@ -74,15 +107,17 @@ class Display:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
+        look: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE_HEAD, "show_header": any(columns)}
+        table = Table(title=Text(title, style="bold"), **look)
         cells = [[_cell(value) for value in row] for row in rows]
         for i, column in enumerate(columns):
             numeric = bool(rows) and all(isinstance(row[i], int | float) for row in rows)
-            table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
+            table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
         for row in cells:
             table.add_row(*(Text(cell) for cell in row))
-        console = _console(stderr=self.as_json)
-        console.print(table)
+        with self._results() as file:
+            _console(file).print(table)
+            file.flush()
         self._to_log("\n".join([title, "\t".join(columns), *("\t".join(row) for row in cells), ""]))
 
     def _to_log(self, text: str) -> None:
@@ -92,8 +127,18 @@ class Display:
             self._before_log.append(text)
 
     def json(self, values: dict[str, Any]) -> None:
+        """The one object on stdout. Raises ResourceError where stdout takes no more."""
         if self.as_json:
-            print(json.dumps(values, ensure_ascii=False, allow_nan=False), flush=True)
+            try:
+                print(jsontext.dumps(values), flush=True)
+            except OSError as error:
+                silence_stdout()
+                raise ResourceError(f"stdout: cannot write: {error.strerror}") from None
+
+    @property
+    def width(self) -> int:
+        """Columns that a table may take."""
+        return int(_console(sys.stderr if self.as_json else sys.stdout).width)
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str = "images") -> Iterator[Progress]:
@@ -151,11 +196,22 @@ class _PlainProgress(Progress):
         self._display.note(f"{self._what}: {done} {detail}".rstrip())
 
 
-def _console(stderr: bool) -> Any:
+def _console(file: IO[str]) -> Any:
     from rich.console import Console
 
-    console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=120)
+    class OurConsole(Console):
+        def on_broken_pipe(self) -> None:
+            """rich's own would exit 1 here, our code for a bug."""
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    width = None if file.isatty() or "COLUMNS" in os.environ else PLAIN_WIDTH
+    return OurConsole(file=file, width=width)
+
+
+def silence_stdout() -> None:
+    """What is still in its buffer must not fail again when the interpreter ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _cell(value: object) -> str:

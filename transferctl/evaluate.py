@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import difflib
 import math
 import operator
 import re
@@ -15,7 +15,7 @@ import torch
 from transferctl import checkpoint, data, loaders, pipeline, results, runs, scoring, yamlfile
 from transferctl.data import Split
 from transferctl.display import Display
-from transferctl.errors import CheckpointError, DataError, GateMissed, Problem, SpecError
+from transferctl.errors import CheckpointError, GateMissed, Problem, SpecError
 from transferctl.model import restore
 from transferctl.settings import DataSettings
 from transferctl.spec import Spec, TargetSettings
@@ -50,6 +50,7 @@ def run(
     """
     conditions = [parse_gate(text) for text in gates]
     saved = checkpoint.load(trained, which)
+    _refuse_unknown_metrics(conditions, gates, saved.manifest.get("val", {}))
     model = restore(saved)
     domain = "target" if "target" in model.heads else "source"
     compute = pipeline.chosen_device(spec, display)
@@ -60,9 +61,14 @@ def run(
         audit = loaders.audit(scored, loaders.workers_for(spec.workers, scored), display)
         scored = pipeline.readable_rows(audit, display)
     if data_path is None:
-        _compare_with_training(trained, spec, domain, scored, display)
+        own = spec.target if domain == "target" else spec.source
+        assert own is not None
+        pipeline.compare_with_run(trained, domain, own.val, scored, display)
     model.to(compute.device)
-    with runs.start(runs_dir, "eval", spec.name, yamlfile.dump(spec), display) as folder:
+    with (
+        runs.start(runs_dir, "eval", spec.name, yamlfile.dump(spec), display) as folder,
+        pipeline.naming_all_broken([scored], spec, display),
+    ):
         results.describe_run(folder, spec.seed, compute, model, {f"{domain}.{scored.name}": scored})
         logits: list[torch.Tensor] = []
         workers = loaders.workers_for(spec.workers, scored)
@@ -72,7 +78,8 @@ def run(
         metrics = scoring.measure(model, task, batches, model.features, compute, domain, logits.append)
         results.write_predictions(folder, model.classes[domain], [(scored, torch.cat(logits))])
         folder.log_metrics(split=scored.name, **results.headline(metrics))
-        folder.summary |= {"evaluated": str(trained), "checkpoint": saved.path.name, "split": scored.name, **metrics}
+        evaluated = {"evaluated": str(trained), "checkpoint": saved.path.name, "data": data_path, "split": scored.name}
+        folder.summary |= evaluated | metrics
         results.show_metrics(display, f"{trained.name}, {which}, on {data_path or scored.name}", metrics)
         results.show_classes(display, metrics)
         missed = [
@@ -102,14 +109,22 @@ def parse_gate(text: str) -> Gate:
     raise SpecError([Problem("", message, f"--fail-if {text}")])
 
 
+def _refuse_unknown_metrics(conditions: Sequence[Gate], gates: Sequence[str], known: Mapping[str, Any]) -> None:
+    """known: the scalars that training saved beside the checkpoint, which an evaluation finds too."""
+    problems = []
+    for (name, _, _), text in zip(conditions, gates, strict=True):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0.6)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            problems.append(Problem("", f"there is no metric {name!r} here; {hint}", f"--fail-if {text}"))
+    if problems:
+        raise SpecError(problems)
+
+
 def _holds(gate: Gate, metrics: Mapping[str, Any]) -> bool:
     """A number that is not finite passes no gate."""
     name, comparison, limit = gate
-    known = results.headline(metrics)
-    if name not in known:
-        message = f"there is no metric {name!r} here; there are {', '.join(known)}"
-        raise SpecError([Problem("", message, f"--fail-if {name}{comparison}{limit:g}")])
-    value = float(known[name])
+    value = float(metrics[name])
     return math.isnan(value) or bool(_COMPARISONS[comparison](value, limit))
 
 
@@ -118,40 +133,18 @@ def _data(
 ) -> Split:
     if data_path is not None:
         settings = TargetSettings.model_validate({"train": data_path}).train
-        return _mapped(settings, spec, classes, "val", f"--data {data_path}", display)
+        return _mapped(settings, spec, classes, "data", f"--data {data_path}", display)
     own = spec.target if domain == "target" else spec.source
     assert own is not None
     held = getattr(own, split, None)
     if split != "train" and isinstance(held, DataSettings):
-        return _mapped(held, spec, classes, split, domain, display)
+        return _mapped(held, spec, classes, split, f"{domain}.{split}", display)
     if held is None:
         raise SpecError([Problem("", f"the run's spec has no {domain}.{split}", f"--split {split}")])
     whole = data.load_domain(own.train, own.val, None, spec.seed, domain=domain)
     if tuple(whole.classes) != tuple(classes):
         raise CheckpointError(f"{domain}.train has other classes now than the model; name the data with --data")
     return whole.train if split == "train" else whole.val
-
-
-def _compare_with_training(run: Path, spec: Spec, domain: str, scored: Split, display: Display) -> None:
-    """The listing must be the one that the run saw: a hold-out drawn from another one may hold training images.
-
-    Raises DataError for such a hold-out; other data that has changed is said."""
-    try:
-        seen = json.loads((run / "environment.json").read_text(encoding="utf-8"))["data"][f"{domain}.{scored.name}"]
-    except (OSError, ValueError, KeyError, TypeError):
-        display.warn(f"{run}/environment.json does not say what {domain}.{scored.name} held; it may have changed")
-        return
-    if scored.fingerprint() == seen:
-        return
-    own = spec.target if domain == "target" else spec.source
-    held_out = scored.name == "val" and own is not None and isinstance(own.val, float)
-    message = f"{domain}.{scored.name}: its images or labels are not those that the run had"
-    if held_out:
-        raise DataError(
-            f"{message}: {domain}.train has changed since, and what would be held out of it now may have been "
-            "trained on; score unseen data with --data PATH"
-        )
-    display.warn(message)
 
 
 def _mapped(

@@ -36,18 +36,7 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     source = pipeline.load_source(spec, display) if spec.source else None
     compute = pipeline.chosen_device(spec, display)
     task = pipeline.task_of(spec)
-    if spec.from_run:
-        model = _continue_from(spec.from_run, spec, target, display)
-        spec = spec.model_copy(update={"head": _head_settings(model)})
-        names: pipeline.Names = [(name,) for name in model.classes.get("source", ())]
-    else:
-        spec = pretrain.ensure_source(spec, runs_dir, display)
-        start = pipeline.load_backbone(spec)
-        model, names = pipeline.transfer_model(spec, start, target.classes, display), list(start.head_names)
-    if source:
-        source = pipeline.align_source(source, model, names, spec.seed, display)
-    elif "source" in model.heads:
-        model.heads["source"].requires_grad_(False)  # kept as pretrained: nothing here trains it
+    spec, model, source = _start(spec, runs_dir, target, source, display)
     model.freeze(spec.frozen, batchnorm_trains=pipeline.batchnorm_trains(spec))
     model.to(compute.device)
     target_weight = 1.0 if spec.target_weight is None else spec.target_weight
@@ -56,7 +45,9 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     display.note(f"objective: {objective.in_symbols(source is not None, target_weight, weights)}")
     display.note(_what_is_trained(model, spec))
     pipeline.say_unused(spec, ("baseline",), "finetune", display)
-    pipeline.read_ahead(target.splits()[1:], spec, display)
+    splits = target.named_splits("target") | (source.named_splits("source") if source else {})
+    with pipeline.naming_all_broken(list(splits.values()), spec, display):
+        pipeline.read_ahead(target.splits()[1:], spec, display)
     workers = loaders.workers_for(spec.workers, target.train)
     stream = loaders.training_stream(
         target.train, source.train if source else None, task, model.preprocessing, pipeline.augmentation(spec),
@@ -67,8 +58,10 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
         loaders.evaluation_batches,
         task=task, preprocessing=model.preprocessing, batch_size=SCORING_BATCH, workers=workers,
     )  # fmt: skip
-    with runs.start(runs_dir, "finetune", spec.name, yamlfile.dump(spec), display) as folder:
-        splits = target.named_splits("target") | (source.named_splits("source") if source else {})
+    with (
+        runs.start(runs_dir, "finetune", spec.name, yamlfile.dump(spec), display) as folder,
+        pipeline.naming_all_broken(list(splits.values()), spec, display),
+    ):
         results.describe_run(folder, spec.seed, compute, model, splits)
         folder.summary |= {"from": str(spec.from_run) if spec.from_run else None}
         fitted = training.fit(
@@ -76,10 +69,29 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
             target_weight=target_weight, penalties=penalties, run=folder,
         )  # fmt: skip
         model.load_state_dict(fitted.best_state, strict=False)
-        folder.summary |= {"best": fitted.best, "last": fitted.last}
         scoring.score_best(folder, model, task, target, batches_of, model.features, compute, display)
     display.result(str(folder.path))
     return folder.summary
+
+
+def _start(
+    spec: Spec, runs_dir: Path, target: DomainData, source: DomainData | None, display: Display
+) -> tuple[Spec, TransferModel, DomainData | None]:
+    """The model as it starts, the source data mapped to its source head, and the spec with what was settled."""
+    names: pipeline.Names
+    if spec.from_run:
+        model = _continue_from(spec.from_run, spec, target, display)
+        spec = spec.model_copy(update={"head": _head_settings(model)})
+        names = [(name,) for name in model.classes.get("source", ())]
+    else:
+        spec = pretrain.ensure_source(spec, runs_dir, display)
+        start = pipeline.load_backbone(spec)
+        model, names = pipeline.transfer_model(spec, start, target.classes, display), start.head_names
+    if source:
+        source = pipeline.align_source(source, model, names, spec.seed, display)
+    elif "source" in model.heads:
+        model.heads["source"].requires_grad_(False)  # kept as pretrained: nothing here trains it
+    return spec, model, source
 
 
 def _continue_from(run: Path, spec: Spec, target: DomainData, display: Display) -> TransferModel:
@@ -98,6 +110,7 @@ def _continue_from(run: Path, spec: Spec, target: DomainData, display: Display) 
             f"({', '.join(target.classes[:5])} …)"
         )
     _refuse_another_head(spec.head, _head_settings(model))
+    pipeline.compare_with_run(run, "target", spec.target.val, target.val, display)
     display.note(f"start: {saved.path}, target head included; backbone.weights is not used")
     note = "as in that run" if model.preprocessing == its_own else f"as the spec says; that run had {its_own}"
     display.note(f"preprocessing: {model.preprocessing} ({note})")

@@ -129,7 +129,7 @@ def training_stream(
     workers: int,
 ) -> Stream:
     """Images of both domains, source first in each batch; the source goes in its own cycle beside the target.
-    Without a target, `batch_size` is the source's. Raises DataError listing every broken sample."""
+    Without a target, `batch_size` is the source's. Raises BrokenSamples."""
     splits = [split for split in (source, target) if split is not None]
     images = _Images(splits, preprocessing, augment, seed, sources=int(source is not None))
     steps = _training_steps(list(map(len, splits)), batch_size, source_batch_size, epochs=epochs, seed=seed)
@@ -153,7 +153,7 @@ def _training_steps(
 def evaluation_batches(
     split: Split, task: Task, preprocessing: Preprocessing, *, batch_size: int, workers: int
 ) -> Iterator[Batch]:
-    """The split in order, once, without augmentation. Raises DataError listing every broken sample."""
+    """The split in order, once, without augmentation. Raises BrokenSamples."""
     images = _Images([split], preprocessing, None, 0)
     chunks = np.array_split(np.arange(len(split)), steps_per_epoch(len(split), batch_size))
     return _batches(images, ([(0, 0, int(position)) for position in chunk] for chunk in chunks), task, workers)
@@ -200,17 +200,21 @@ class _Probe:
             return Unreadable(self.split.sample_name(int(position)), str(error))
 
 
-def broken_error(broken: Sequence[Unreadable]) -> DataError:
+class BrokenSamples(DataError):
+    """Samples that cannot be read."""
+
+
+def broken_error(broken: Sequence[Unreadable]) -> BrokenSamples:
     lines = [f"{counted(len(broken), 'unreadable sample')}; mend or remove them, or write on_bad_sample: skip"]
     lines += [f"  {sample}" for sample in broken[:SHOWN_BROKEN]]
     lines += [f"  and {len(broken) - SHOWN_BROKEN} more"] if len(broken) > SHOWN_BROKEN else []
-    return DataError("\n".join(lines))
+    return BrokenSamples("\n".join(lines))
 
 
 def _batches(images: _Images, steps: Iterator[list[Key]], task: Task, workers: int) -> Iterator[Batch]:
     for rows in _loader(images, steps, workers):
-        if any(isinstance(row.image, Unreadable) for row in rows):
-            raise broken_error(_all_unreadable(images, workers))
+        if broken := [row.image for row in rows if isinstance(row.image, Unreadable)]:
+            raise broken_error(broken)
         samples, labels = [row.image for row in rows], [row.label for row in rows]
         yield task.collate(samples, labels, sum(row.is_source for row in rows))
 
@@ -236,12 +240,3 @@ def _leave_quietly(worker: int) -> None:
 
 def _keep(rows: list[Any]) -> list[Any]:
     return rows
-
-
-def _all_unreadable(images: _Images, workers: int) -> list[Unreadable]:
-    """Once one sample is broken, look at every sample, so that one run names them all."""
-    found: list[Unreadable] = []
-    for split in images.splits:
-        steps = ([position] for position in range(len(split)))
-        found += [row for rows in _loader(_Probe(split), steps, workers) for row in rows if isinstance(row, Unreadable)]
-    return found

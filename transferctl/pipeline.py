@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from transferctl import checkpoint, data, device, loaders, plugins, preprocess, weights
+from transferctl import checkpoint, data, device, loaders, plugins, preprocess, runs, weights
 from transferctl.contracts import Task
 from transferctl.data import DomainData, Split
 from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, DataError, SpecError
 from transferctl.images import shown
-from transferctl.loaders import Audit
+from transferctl.loaders import Audit, BrokenSamples
 from transferctl.model import TransferModel, preprocessing_of, restore
 from transferctl.preprocess import Preprocessing
 from transferctl.spec import AugmentSettings, BackboneSettings, Spec, TrainingSettings, WeightsFile
@@ -104,6 +105,36 @@ def read_ahead(splits: Sequence[Split], spec: Spec, display: Display) -> None:
         raise loaders.broken_error(broken)
 
 
+@contextmanager
+def naming_all_broken(splits: Sequence[Split], spec: Spec, display: Display) -> Iterator[None]:
+    """Once a broken sample stops what is inside, every sample is read, so that one run names them all."""
+    try:
+        yield
+    except BrokenSamples:
+        display.note("a sample cannot be read; looking at all, to name every such one")
+        read_ahead(splits, spec, display)
+        raise
+
+
+def compare_with_run(run: Path, domain: str, val: object, split: Split, display: Display) -> None:
+    """The split must be the one that an earlier run saw, if it is held out of training data (`val` a fraction):
+    held out by another seed, or of a folder that has changed, it may hold images which that run trained on.
+
+    Raises DataError for such a hold-out; other data that has changed is said."""
+    name = f"{domain}.{split.name}"
+    seen = runs.data_fingerprints(run).get(name)
+    if seen is None:
+        display.warn(f"{run}/environment.json does not say what {name} held; it may have changed")
+    elif split.fingerprint() != seen and split.name == "val" and isinstance(val, float):
+        raise DataError(
+            f"{name}: is not what {run} held out: the seed, {domain}.val or the files of {domain}.train differ, and "
+            f"some of these images may have been trained on there. Use its seed and data, or name other data as "
+            f"{domain}.val (eval: --data PATH)"
+        )
+    elif split.fingerprint() != seen:
+        display.warn(f"{name}: its images or labels are not those that {run} had")
+
+
 def load_backbone(spec: Spec) -> Pretrained:
     """The backbone with its starting weights and its own head. Raises SpecError, CheckpointError."""
     settings = spec.backbone
@@ -185,7 +216,8 @@ def align_source(domain: DomainData, model: TransferModel, names: Names, seed: i
     outputs = {name: i for i, output in enumerate(names) for name in output}
     known = [name for name in domain.classes if name in outputs]
     if not known:
-        display.note("source head: new, as the pretrained head's class names do not match the source folders")
+        why = "no class name of the pretrained head is one of the source data's" if names else "the weights bring none"
+        display.note(f"source head: new, as {why}")
         model.add_new_head("source", domain.classes, hidden=(), dropout=0.0, seed=seed)
         return domain
     if unknown := sorted(set(domain.classes) - set(known)):
@@ -224,4 +256,5 @@ def augmentation(settings: TrainingSettings) -> AugmentSettings | None:
 
 
 def batchnorm_trains(spec: Spec) -> bool:
-    return spec.batchnorm == "train" or (spec.batchnorm == "auto" and spec.backbone.weights == "none")
+    from_random = spec.backbone.weights == "none" and spec.from_run is None
+    return spec.batchnorm == "train" or (spec.batchnorm == "auto" and from_random)

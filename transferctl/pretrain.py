@@ -33,12 +33,14 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     validation = partial(
         loaders.evaluation_batches, source.val, task, model.preprocessing, batch_size=256, workers=workers
     )
-    with runs.start(runs_dir, "pretrain", spec.name, yamlfile.dump(spec), display) as folder:
+    with (
+        runs.start(runs_dir, "pretrain", spec.name, yamlfile.dump(spec), display) as folder,
+        pipeline.naming_all_broken(source.splits(), spec, display),
+    ):
         results.describe_run(folder, spec.seed, compute, model, source.named_splits("source"))
         fitted = training.fit(
             model, task, settings, stream, validation, model.features, compute, display, domain="source", run=folder
         )
-        folder.summary |= {"best": fitted.best, "last": fitted.last}
         results.show_metrics(display, f"Source, epoch {fitted.best['epoch']} (best), validation", fitted.best["val"])
     display.result(str(folder.path))
     return folder.summary

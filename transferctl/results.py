@@ -64,9 +64,10 @@ def show_metrics(display: Display, title: str, metrics: Mapping[str, Any]) -> No
 
 
 def show_classes(display: Display, metrics: Mapping[str, Any], most: int = 20) -> None:
-    """Precision, recall and F1 of each class; the confusion matrix beside them for up to twelve classes."""
+    """Precision, recall and F1 of each class; the confusion matrix beside them where it fits."""
     per_class, confusion = metrics["per_class"], metrics["confusion"]
-    matrix = len(per_class) <= 12
+    width = sum(len(printable(row["class"])) + 6 for row in per_class) + 50
+    matrix = len(per_class) <= 12 and width <= display.width
     columns = ["class", "n", "precision", "recall", "F1"]
     columns += [f"→ {printable(row['class'])}" for row in per_class] if matrix else []
     rows = [

@@ -7,19 +7,19 @@ runs/20261124-015703-finetune-ants-bees/
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+from transferctl import jsontext
 from transferctl.display import Display
 from transferctl.errors import ExitCode, ending, from_os_error
 
@@ -36,10 +36,10 @@ class Run:
 
     def log_metrics(self, **values: Any) -> None:
         """One line of metrics.jsonl, on disk when this returns (to the operating system's buffers)."""
-        self._metrics.write(json.dumps(_finite(values), ensure_ascii=False) + "\n")
+        self._metrics.write(jsontext.dumps(values) + "\n")
 
     def write_json(self, name: str, values: Any) -> None:
-        write_atomically(self.path / name, json.dumps(_finite(values), ensure_ascii=False, indent=1) + "\n")
+        write_atomically(self.path / name, jsontext.dumps(values, indent=1) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
         write_atomically(self.path / name, text)
@@ -125,6 +125,15 @@ def environment(seed: int, device: str, fingerprints: Mapping[str, str]) -> dict
     }
 
 
+def data_fingerprints(run: Path) -> dict[str, str]:
+    """What a finished or running run saw, by domain and split; empty where it does not say."""
+    try:
+        found = json.loads((run / "environment.json").read_text(encoding="utf-8"))["data"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -140,14 +149,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: such a number is written as null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_finite(inner) for inner in value]
-    return value

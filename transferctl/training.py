@@ -82,7 +82,7 @@ def fit(
                 sums.add(_finite(losses, epoch, step))
                 progress.advance(len(batch.labels), f"epoch {epoch}/{settings.epochs} loss {sums.mean('loss'):.4f}")
 
-            val = measure(model, task, validation(), forward, compute, domain)
+            val = _finite_score(measure(model, task, validation(), forward, compute, domain), epoch, step)
             last = {"epoch": epoch, "step": step, "val": val}
             is_best = not best or _score(val) > _score(best["val"])
             if is_best:
@@ -92,6 +92,7 @@ def fit(
                 run.log_metrics(step=step, epoch=epoch, split="val", **headline(val))
                 if save_each_epoch:
                     save_checkpoint(run, model, last, ("best", "last") if is_best else ("last",))
+                    run.summary |= {"best": best, "last": last}
                 display.note(_epoch_line(epoch, settings.epochs, sums, val, is_best))
     return Fitted(best, last, best_state)
 
@@ -132,12 +133,24 @@ def _finite(losses: objective.Losses, epoch: int, step: int) -> dict[str, float]
     return values
 
 
+def _finite_score(metrics: dict[str, Any], epoch: int, step: int) -> dict[str, Any]:
+    """A model whose validation loss is no number is never the best. Raises DivergedError."""
+    if not math.isfinite(metrics["loss"]):
+        raise DivergedError(
+            f"epoch {epoch}, step {step}: the validation loss is {metrics['loss']}; lower optimizer.lr, or look at the "
+            "data. Checkpoints of earlier epochs stay as they are"
+        )
+    return metrics
+
+
 def _score(metrics: Mapping[str, Any]) -> tuple[float, float]:
     return metrics["accuracy"], -metrics["loss"]
 
 
 def _epoch_line(epoch: int, epochs: int, sums: _Sums, val: Mapping[str, Any], is_best: bool) -> str:
-    terms = " ".join(f"{name} {value:.4f}" for name, value in sums.means().items())
+    means = sums.means()
+    named = means if len(means) > 2 else {"loss": means["loss"]}  # one term alone is the loss
+    terms = " ".join(f"{name} {value:.4f}" for name, value in named.items())
     mark = "  (best so far)" if is_best else ""
     return f"epoch {epoch}/{epochs}: {terms}; val accuracy {val['accuracy']:.4f} loss {val['loss']:.4f}{mark}"
 

@@ -1,0 +1,89 @@
+"""Does transfer help? The same network from random weights on the same target images, seed by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from transferctl import loaders, pipeline, scoring, training
+from transferctl.data import DomainData
+from transferctl.device import Compute
+from transferctl.display import Display
+from transferctl.model import TransferModel
+from transferctl.spec import Spec
+
+ARMS = {"transfer": "transfer: frozen features + new head", "scratch": "from scratch"}
+SCORING_BATCH = 256
+
+
+def compare(
+    spec: Spec,
+    first: Mapping[str, Any],
+    extract: Callable[[Spec], Mapping[str, Any]],
+    compute: Compute,
+    display: Display,
+) -> dict[str, Any]:
+    """Accuracies of both for seeds seed, seed+1, … and their spread. A seed keys all that is random: stage 0,
+    the images drawn, the head. Both keep their best epoch by validation and are scored on test data
+    (validation data where there is none).
+
+    first: the summary of the extraction with spec.seed; extract: makes one with another seed, an ordinary run.
+    """
+    assert spec.baseline is not None
+    rows = []
+    for seed in range(spec.seed, spec.seed + spec.baseline.repeats):
+        seeded = spec.model_copy(update={"seed": seed, "baseline": None})
+        with display.quietly():
+            target = pipeline.load_target(seeded, display)
+            transferred = first if seed == spec.seed else extract(seeded)
+            scratch = _from_scratch(seeded, spec.baseline.epochs, target, compute, display)
+        transfer = float((transferred["test"] if target.test else transferred["best"]["val"])["accuracy"])
+        rows.append({"seed": seed, "transfer": transfer, "scratch": scratch})
+        scored = "test" if target.test else "val"
+        display.note(f"seed {seed}: transfer {transfer:.4f}, from scratch {scratch:.4f} ({scored})")
+    return _compared(rows, scored, len(target.train), display)
+
+
+def _from_scratch(spec: Spec, epochs: int, target: DomainData, compute: Compute, display: Display) -> float:
+    """Accuracy of the same architecture, trained as `pretrain` says, on the target images alone."""
+    task = pipeline.task_of(spec)
+    backbone = spec.backbone.model_copy(update={"weights": "none"})
+    start = pipeline.load_backbone(spec.model_copy(update={"backbone": backbone}))
+    model = TransferModel(spec.backbone.library, start.backbone, start.preprocessing, spec.task)
+    model.add_new_head("target", target.classes, hidden=spec.head.hidden, dropout=spec.head.dropout, seed=spec.seed)
+    model.freeze("none", batchnorm_trains=True)
+    model.to(compute.device)
+    settings = spec.pretrain.model_copy(update={"epochs": epochs, "batch_size": spec.batch_size})
+    workers = loaders.workers_for(spec.workers, target.train)
+    stream = loaders.training_stream(
+        target.train, None, task, model.preprocessing, pipeline.augmentation(settings),
+        batch_size=settings.batch_size, source_batch_size=0, epochs=epochs, seed=spec.seed, workers=workers,
+    )  # fmt: skip
+    batches_of = partial(
+        loaders.evaluation_batches,
+        task=task, preprocessing=model.preprocessing, batch_size=SCORING_BATCH, workers=workers,
+    )  # fmt: skip
+    validation = partial(batches_of, target.val)
+    fitted = training.fit(model, task, settings, stream, validation, model.features, compute, display)
+    model.load_state_dict(fitted.best_state, strict=False)
+    scored = target.val if target.test is None else target.test
+    return float(scoring.measure(model, task, batches_of(scored), model.features, compute)["accuracy"])
+
+
+def _compared(rows: Sequence[Mapping[str, Any]], scored: str, n_train: int, display: Display) -> dict[str, Any]:
+    summary: dict[str, Any] = {"scored_on": scored, "train_samples": n_train, "runs": list(rows)}
+    for arm in ARMS:
+        values = np.array([row[arm] for row in rows])
+        sd = float(values.std(ddof=1)) if len(values) > 1 else None
+        summary[arm] = {"mean": float(values.mean()), "sd": sd, "min": float(values.min()), "max": float(values.max())}
+    table = [[words, *map(_percent, summary[arm].values())] for arm, words in ARMS.items()]
+    title = f"{scored} accuracy, %, on the same {n_train} training images; {len(rows)} seeds"
+    display.table(title, ["", "mean", "sd", "lowest", "highest"], table)
+    return summary
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
