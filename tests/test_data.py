@@ -76,6 +76,50 @@ def test_a_dangling_link_is_a_sample_that_cannot_be_read(image_folder: Folder) -
         listed.read(position)
 
 
+@pytest.mark.parametrize("target", ["x", "x" * 300, "0.png/x"], ids=["itself", "too long a name", "below a file"])
+@pytest.mark.parametrize("link", ["x", "a/x"])
+def test_a_link_that_cannot_be_followed_is_named(image_folder: Folder, link: str, target: str) -> None:
+    train = image_folder("train", a=2, b=2)
+    (train / "0.png").touch()
+    (train / link).symlink_to(target)
+    with pytest.raises(DataError, match=f"{train / link}: cannot be listed: .*; mend or remove it"):
+        folder.load(folder.Settings(path=str(train)), "train", 0)
+
+
+def test_an_image_that_is_a_link_to_itself_is_a_sample_that_cannot_be_read(image_folder: Folder) -> None:
+    train = image_folder("train", a=2, b=2)
+    (train / "a" / "x.jpg").symlink_to("x.jpg")
+    listed = folder.load(folder.Settings(path=str(train)), "train", 0)
+    with pytest.raises(BadSample, match="cannot be read: Too many levels of symbolic links"):
+        listed.read([listed.name(i) for i in range(len(listed))].index(str(train / "a" / "x.jpg")))
+
+
+def test_a_folder_whose_entries_may_not_be_looked_at_is_an_error(
+    image_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Permission to list but not to enter, which root, who may run the tests, always has."""
+    train, stat = image_folder("train", a=2, b=2), os.stat
+
+    def refuse(path: str, **options: bool) -> os.stat_result:
+        if str(path) == str(train / "a"):
+            raise PermissionError(13, "Permission denied", path)
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(DataError, match=f"{train / 'a'}: cannot be listed: Permission denied; give"):
+        folder.load(folder.Settings(path=str(train)), "train", 0)
+
+
+def test_what_macos_and_windows_leave_is_hidden_and_no_class(image_folder: Folder) -> None:
+    train = image_folder("train", a=2, b=2, __MACOSX=1)
+    (train / "desktop.ini").touch()
+    (train / "a" / "Thumbs.db").touch()
+    (train / "b" / "__MACOSX").mkdir()
+    listed = folder.load(folder.Settings(path=str(train)), "train", 0)
+    assert (listed.class_names, len(listed)) == (("a", "b"), 4)
+    assert listed.notes == ("4 hidden ignored (names that start with a dot, __MACOSX, Thumbs.db, desktop.ini)",)
+
+
 def test_a_file_name_that_is_not_utf8_is_named_in_the_error(image_folder: Folder) -> None:
     train = image_folder("train", a=2, b=2)
     os.rename(train / "a" / "0.png", os.fsencode(train / "a") + b"/\xff.png")  # noqa: PTH104 (a bytes path)

@@ -15,6 +15,8 @@ from transferctl.errors import DataError
 from transferctl.images import EXTENSIONS, ImageFiles, counted, first_frame_notes, printable, shown
 from transferctl.settings import DataSettings, InputPath, Text
 
+SYSTEM_NAMES = ("__macosx", "thumbs.db", "desktop.ini")  # left by macOS's zip and by Windows, in any case
+
 
 class Settings(DataSettings):
     dataset: Literal["folder"] = Field("folder", description="A folder with one folder of images a class.")
@@ -37,16 +39,15 @@ class _Found:
 def load(settings: Settings, role: str, seed: int) -> ImageFiles:
     """List the folder. Raises DataError where it is no folder of class folders, or cannot be listed."""
     root, found = settings.path, _Found()
-    class_folders = _class_folders(root, found)
-    paths: list[str] = []
-    labels: list[int] = []
-    empty: list[str] = []
-    for label, name in enumerate(class_folders):
-        images = list(_images(os.path.join(root, name), root, settings.exclude, found, ()))
-        paths += images
-        labels += [label] * len(images)
-        if not images:
-            empty.append(name)
+    try:
+        class_folders = _class_folders(root, found)
+        listed = [list(_images(os.path.join(root, name), root, settings.exclude, found, ())) for name in class_folders]
+    except OSError as error:  # not only of listing: a link to itself, or into a folder that may not be entered
+        fix = "give this user permission to list it" if isinstance(error, PermissionError) else "mend or remove it"
+        raise DataError(f"{printable(str(error.filename))}: cannot be listed: {error.strerror}; {fix}") from None
+    paths = [path for images in listed for path in images]
+    labels = [label for label, images in enumerate(listed) for _ in images]
+    empty = [name for name, images in zip(class_folders, listed, strict=True) if not images]
     _refuse_undecodable(root, [*found.undecodable, *(name for name in class_folders if not name.isprintable())])
     if not paths:
         raise DataError(f"{root}: holds no images ({', '.join(sorted(EXTENSIONS))}) in its class folders")
@@ -63,7 +64,7 @@ def _class_folders(root: Path, found: _Found) -> list[str]:
         raise DataError(f"{root}: is a file, not a folder of class folders; a manifest's name must end in .csv")
     names = []
     for entry in _entries(str(root)):
-        if entry.name.startswith("."):
+        if _is_hidden(entry.name):
             found.hidden += 1
         elif entry.is_dir():
             names.append(entry.name)
@@ -86,13 +87,13 @@ def _images(
         raise DataError(f"{printable(folder)}: a link that leads back to a folder around it; remove it")
     for entry in _entries(folder):
         inside = os.path.relpath(entry.path, root)
-        if entry.name.startswith("."):
+        if _is_hidden(entry.name):
             found.hidden += 1
         elif any(fnmatch(entry.name, pattern) or fnmatch(inside, pattern) for pattern in exclude):
             found.excluded.append(entry.path)
-        elif entry.is_dir():
+        elif _is_folder(entry):
             yield from _images(entry.path, root, exclude, found, (*parents, identity))
-        elif not _is_image_name(entry.name) or not (entry.is_file() or entry.is_symlink()):
+        elif not _is_image_name(entry.name) or not (entry.is_symlink() or entry.is_file()):
             found.strays.append(entry.path)
         elif not _is_text(entry.name):
             found.undecodable.append(entry.path)
@@ -101,12 +102,22 @@ def _images(
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """A link that cannot be followed is a sample if it is an image by name: reading it says what is wrong."""
     try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        fix = "give this user permission to list it" if isinstance(error, PermissionError) else "mend or remove it"
-        raise DataError(f"{printable(folder)}: cannot be listed: {error.strerror}; {fix}") from None
+        return entry.is_dir()
+    except OSError:
+        if entry.is_symlink() and _is_image_name(entry.name):
+            return False
+        raise
 
 
 def _is_image_name(name: str) -> bool:
@@ -131,7 +142,7 @@ def _refuse_undecodable(root: Path, names: list[str]) -> None:
 
 def _notes(found: _Found) -> Iterator[str]:
     if found.hidden:
-        yield f"{found.hidden:,} hidden ignored (names that start with a dot)"
+        yield f"{found.hidden:,} hidden ignored (names that start with a dot, __MACOSX, Thumbs.db, desktop.ini)"
     if found.excluded:
         yield f"{counted(len(found.excluded), 'file')} left out by `exclude`: {shown(found.excluded)}"
     if found.strays:
