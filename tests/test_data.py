@@ -153,6 +153,8 @@ def test_naming_the_folder_of_the_splits_points_to_train(image_folder: Folder) -
         ("path,label\nx.png,a\n./x.png,b\n", ":3: ./x.png stands here as 'b', but as 'a' in line 2"),
         ("path,label,split\nx.png,a,test\n", "no row has split 'train'; the file has test"),
         ("path,label\n", "has no rows"),
+        ("path,label,split\n", "has no rows"),
+        ('path,label\nx.png,\ny.png,"a\n', ":3: is not CSV"),
     ],
 )
 def test_a_faulty_manifest_is_an_error_at_its_line(tmp_path: Path, text: str, message: str) -> None:
@@ -160,6 +162,36 @@ def test_a_faulty_manifest_is_an_error_at_its_line(tmp_path: Path, text: str, me
     with pytest.raises(DataError) as caught:
         manifest.load(manifest.Settings(path=str(tmp_path / "m.csv")), "train", 0)
     assert message in str(caught.value)
+
+
+def _manifest_faults(path: Path, text: str) -> list[str]:
+    path.write_text(text)
+    with pytest.raises(DataError) as caught:
+        manifest.load(manifest.Settings(path=str(path)), "train", 0)
+    return str(caught.value).splitlines()
+
+
+def test_every_faulty_row_of_a_manifest_is_told_at_once_in_the_order_of_lines(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    assert _manifest_faults(path, "path,label\n1.png,a\n1.png,a\n , \n2.png\n\n3.png,\x1b[2J\n3.png,b\n") == [
+        f"{path}:3: 1.png stands here again, as in line 2",
+        f"{path}:4: label is empty",
+        f"{path}:4: path is empty",
+        f"{path}:5: has 1 cell where the header has 2",
+        f"{path}:7: label has unprintable characters: \\x1b[2J",
+    ]
+
+
+def test_of_many_faulty_rows_twenty_are_shown_and_the_others_counted(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    faults = _manifest_faults(path, "path,label\n" + "x.png,\n" * 1021)
+    assert faults[19:] == [f"{path}:21: label is empty", f"{path}: and 1,001 more faults"]
+
+
+def test_a_path_may_stand_in_two_splits_of_a_manifest(tmp_path: Path) -> None:
+    """That is told as a duplicate across splits, once the files are read."""
+    (tmp_path / "m.csv").write_text("path,label,split\n1.png,a,train\n1.png,a,val\n")
+    assert len(manifest.load(manifest.Settings(path=str(tmp_path / "m.csv")), "train", 0)) == 1
 
 
 def test_the_split_column_defaults_to_where_the_manifest_stands(tmp_path: Path) -> None:
