@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import stat
 import warnings
 from collections.abc import Iterable, Sequence
@@ -36,8 +37,10 @@ def decode(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
         raise
     except UnidentifiedImageError:
         raise BadSample(f"is not a readable image ({', '.join(formats)})") from None
-    except Image.DecompressionBombError:
-        raise BadSample(f"has more than the {MAX_PIXELS:,} pixels that are read") from None
+    except Image.DecompressionBombError as error:  # "Image size (2500000000 pixels) exceeds …": no other way to it
+        size = re.search(r"\d+", str(error))
+        pixels = f"{int(size[0]):,} pixels" if size else "too many pixels"
+        raise BadSample(f"has {pixels}, more than the {MAX_PIXELS:,} that are read") from None
     except Exception as error:  # decoders raise whatever they like on broken data: OSError, SyntaxError, …
         raise BadSample(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from None
 
@@ -76,8 +79,8 @@ def read_bytes(path: str) -> bytes:
             raise BadSample("is not a regular file")
         return Path(path).read_bytes()
     except FileNotFoundError:
-        dangling = f"is a link to a missing file ({os.readlink(path)})" if os.path.islink(path) else "is missing"
-        raise BadSample(dangling) from None
+        points_at = printable(os.readlink(path)) if os.path.islink(path) else ""
+        raise BadSample(f"is a link to a missing file ({points_at})" if points_at else "is missing") from None
     except OSError as error:
         raise BadSample(f"cannot be read: {error.strerror}") from None
 
