@@ -10,9 +10,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from transferctl import weights
+from transferctl import errors, pipeline, weights
 from transferctl.backbones import torchvision as plugin
 from transferctl.errors import CheckpointError, SpecError
+from transferctl.spec import Spec
+
+
+def _spec(path: Path, **changes: object) -> Spec:
+    """squeezenet1_1 from this file."""
+    settings = {"name": "squeezenet1_1", "weights": {"path": str(path), **changes}}
+    return Spec.model_validate({
+        "name": "w", "backbone": settings, "preprocess": {"resize": 36, "crop": 32}, "target": {"train": "t"},
+    })  # fmt: skip
 
 
 class _Canary:
@@ -46,12 +55,14 @@ def test_what_does_not_fit_is_listed_and_nothing_is_loaded() -> None:
 def test_wrappers_and_prefixes_of_training_scripts_come_off(tmp_path: Path) -> None:
     state = {"module.a": torch.ones(1)}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "w.pth")
-    assert list(weights.read(tmp_path / "w.pth")) == ["a"]
+    read = weights.read(tmp_path / "w.pth")
+    assert list(read.state) == ["a"]
+    assert read.changes == ("taken from its entry `state_dict`", "prefix `module.` removed")
 
 
 def test_safetensors_load_even_where_torchvision_wants_version_numbers(tmp_path: Path) -> None:
     save_file(plugin._network("mnasnet0_5", 5, 32).state_dict(), tmp_path / "w.safetensors")
-    backbone, head = plugin.build("mnasnet0_5", image_size=32, state=weights.read(tmp_path / "w.safetensors"))
+    backbone, head = plugin.build("mnasnet0_5", image_size=32, state=weights.read(tmp_path / "w.safetensors").state)
     assert head is not None
     assert backbone.feature_dim == 1280
 
@@ -59,6 +70,98 @@ def test_safetensors_load_even_where_torchvision_wants_version_numbers(tmp_path:
 def test_weights_without_a_head_give_no_head() -> None:
     state = {k: v for k, v in plugin._network("resnet18", 5, 32).state_dict().items() if not k.startswith("fc.")}
     assert plugin.build("resnet18", image_size=32, state=state)[1] is None
+
+
+@pytest.mark.parametrize(
+    ("prefix", "left_out", "said"),
+    [
+        ("module.", "classifier.1.", " (taken from its entry `model`; prefix `module.` removed; no head)"),
+        ("", "none", " (taken from its entry `model`)"),
+    ],
+)
+def test_where_the_backbone_comes_from_says_what_was_done_to_the_file(
+    tmp_path: Path, prefix: str, left_out: str, said: str
+) -> None:
+    state = plugin._network("squeezenet1_1", 5, 32).state_dict()
+    state = {prefix + name: tensor for name, tensor in state.items() if not name.startswith(left_out)}
+    torch.save({"model": state}, tmp_path / "w.pth")
+    assert pipeline.load_backbone(_spec(tmp_path / "w.pth")).origin == f"{tmp_path / 'w.pth'}{said}"
+
+
+def test_plain_weights_are_called_by_their_path_alone(tmp_path: Path) -> None:
+    torch.save(plugin._network("squeezenet1_1", 5, 32).state_dict(), tmp_path / "w.pth")
+    assert pipeline.load_backbone(_spec(tmp_path / "w.pth")).origin == str(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_an_empty_file_is_called_empty(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=r"is empty \(0 bytes\)$"):
+        weights.read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("w.pth", b"hello world\n", "KeyError: 101"),
+        ("w.pth", b"PK\x03\x04 cut", "RuntimeError: PytorchStreamReader failed"),
+        ("w.safetensors", b"hello world\n", "SafetensorError: Error while deserializing header"),
+    ],
+)
+def test_what_cannot_be_parsed_is_refused_with_the_parsers_reason(
+    tmp_path: Path, name: str, content: bytes, reason: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    message = rf"is no file that torch.save or safetensors wrote, or is damaged \({reason}"
+    with pytest.raises(CheckpointError, match=message):
+        weights.read(tmp_path / name)
+
+
+def test_a_lack_of_memory_is_not_blamed_on_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory")
+
+    (tmp_path / "w.pth").write_bytes(b"x")
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(RuntimeError) as caught:
+        weights.read(tmp_path / "w.pth")
+    assert errors.ending(caught.value)[0] == errors.ExitCode.RESOURCES
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf, 1e300])
+def test_weights_that_are_not_finite_in_single_precision_are_refused(tmp_path: Path, number: float) -> None:
+    broken = {f"{i}.weight": torch.tensor([0.0, number], dtype=torch.float64) for i in range(5)}
+    torch.save({"sound": torch.ones(2), "count": torch.tensor(3), **broken}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"infinity in 5 tensors \(0.weight, 1.weight, 2.weight and 2 more\)"):
+        weights.read(tmp_path / "w.pth")
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+@pytest.mark.parametrize("tensor", [torch.eye(2).to_sparse(), torch.empty(2, device="meta")], ids=["sparse", "meta"])
+def test_tensors_without_plain_numbers_are_no_weights(tmp_path: Path, tensor: torch.Tensor) -> None:
+    torch.save({"a": tensor}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="is not a state dict"):
+        weights.read(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2", "float16", "bfloat16"])
+def test_low_precision_weights_are_looked_through_too(tmp_path: Path, name: str) -> None:
+    numbers = torch.tensor([1.0, torch.nan])
+    for path, values in ((tmp_path / "nan.pth", numbers), (tmp_path / "sound.pth", numbers[:1])):
+        torch.save({"a": values.to(getattr(torch, name))}, path)
+    assert list(weights.read(tmp_path / "sound.pth").state) == ["a"]
+    with pytest.raises(CheckpointError, match=r"in 1 tensor \(a\)"):
+        weights.read(tmp_path / "nan.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("default", "did you mean DEFAULT? "), ("imagenet1k_v2", "did you mean IMAGENET1K_V2? "), ("w.pth", "write ")],
+)
+def test_a_published_name_in_small_letters_is_suggested_in_capitals(tmp_path: Path, name: str, hint: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        weights.read(tmp_path / name)
+    assert str(caught.value).startswith(f"{tmp_path / name}: no such weights; {hint}")
 
 
 def test_without_network_the_error_says_which_file_to_put_where(

@@ -158,7 +158,7 @@ def load_backbone(spec: Spec) -> Pretrained:
 
 def _from_file(spec: Spec, settings: BackboneSettings, plugin: Any, file: WeightsFile) -> Pretrained:
     preprocessing = preprocess.resolve(spec.preprocess, plugin.default_preprocessing(settings.name))
-    state = weights.read(file.path)
+    state, changes = weights.read(file.path)
     backbone, head = plugin.build(settings.name, image_size=preprocessing.crop, state=state, label=str(file.path))
     names: Names = weights.read_classes(file.classes) if file.classes else ()
     outputs = _outputs(head)
@@ -166,7 +166,8 @@ def _from_file(spec: Spec, settings: BackboneSettings, plugin: Any, file: Weight
         raise CheckpointError(
             f"{file.classes}: names {len(names)} classes; the head of {file.path} has {outputs or 'none'}"
         )
-    return Pretrained(backbone, head, names, preprocessing, str(file.path))
+    said = "; ".join([*changes, *(["no head"] if head is None else [])])
+    return Pretrained(backbone, head, names, preprocessing, f"{file.path} ({said})" if said else str(file.path))
 
 
 def _outputs(head: nn.Module | None) -> int:

@@ -4,41 +4,64 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transferctl.errors import CheckpointError
+from transferctl.images import counted, printable, shown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
+PUBLISHED = r"DEFAULT|IMAGENET\w+"  # how libraries call their weights
 
 
-def read(path: Path) -> dict[str, Tensor]:
+class Read(NamedTuple):
+    """state: tensors by name; changes: what was done to the file's content to get them, in words."""
+
+    state: dict[str, Tensor]
+    changes: tuple[str, ...]
+
+
+def read(path: Path) -> Read:
     """A state dict from .safetensors, or from .pth/.pt through torch.load(weights_only=True).
 
     Unwraps {"state_dict": …} and a common "module." prefix, as training scripts leave them.
-    Raises CheckpointError.
+    Raises CheckpointError, also for numbers that are not finite.
     """
-    import torch
-    from safetensors.torch import load_file
-
     if not path.exists():
+        published = path.name.upper()
+        hint = f"did you mean {published}? Otherwise " if re.fullmatch(PUBLISHED, published) else ""
         raise CheckpointError(
-            f"{path}: no such weights; write a published name (DEFAULT), a file, a run folder, source or none"
+            f"{path}: no such weights; {hint}write a published name (DEFAULT), a file, a run folder, source or none"
         )
     if not path.is_file():
         raise CheckpointError(f"{path}: is neither a file nor a run folder (it has no summary.json)")
+    if path.suffix not in (".safetensors", ".pth", ".pt"):
+        raise CheckpointError(f"{path}: weights end in .safetensors, .pth or .pt")
+    found = _state_dict(_content(path), path)
+    if broken := [name for name, tensor in found.state.items() if not _is_finite(tensor)]:
+        raise CheckpointError(
+            f"{path}: NaN or infinity in {counted(len(broken), 'tensor')} ({shown(broken)}); nothing can be learnt "
+            "from such weights; use a file from before training diverged"
+        )
+    return found
+
+
+def _content(path: Path) -> Any:
+    import torch
+    from safetensors.torch import load_file
+
     try:
+        if path.stat().st_size == 0:
+            raise CheckpointError(f"{path}: is empty (0 bytes)")
         if path.suffix == ".safetensors":
-            values: Any = load_file(path)
-        elif path.suffix in (".pth", ".pt"):
-            values = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            raise CheckpointError(f"{path}: weights end in .safetensors, .pth or .pt")
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except pickle.UnpicklingError:
@@ -46,22 +69,41 @@ def read(path: Path) -> dict[str, Tensor]:
             f"{path}: holds more than tensors, or is no torch file; nothing in it was run. Save it again as a "
             "plain state dict, best with safetensors"
         ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or _one_line(error)}") from None
     except Exception as error:  # torch's unpickler raises IndexError, KeyError, … on what is no torch file
-        raise CheckpointError(f"{path}: cannot be read as weights: {_one_line(error)}") from None
-    return _state_dict(values, path)
+        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+            raise  # not the file's fault
+        reason = ": ".join(filter(None, [type(error).__name__, _one_line(error)]))
+        raise CheckpointError(
+            f"{path}: is no file that torch.save or safetensors wrote, or is damaged ({reason})"
+        ) from None
 
 
-def _state_dict(values: Any, path: Path) -> dict[str, Tensor]:
-    import torch
-
-    if isinstance(values, Mapping):
-        values = next((values[w] for w in WRAPPERS if isinstance(values.get(w), Mapping)), values)
-    if not isinstance(values, Mapping) or not values or not all(isinstance(v, torch.Tensor) for v in values.values()):
-        raise CheckpointError(f"{path}: is not a state dict (names and tensors)")
+def _state_dict(values: Any, path: Path) -> Read:
+    changes = []
+    wrappers = [name for name in WRAPPERS if isinstance(values, Mapping) and isinstance(values.get(name), Mapping)]
+    if wrappers:
+        values = values[wrappers[0]]
+        changes.append(f"taken from its entry `{wrappers[0]}`")
+    if not isinstance(values, Mapping) or not values or not all(map(_is_dense, values.values())):
+        raise CheckpointError(f"{path}: is not a state dict (names and dense tensors)")
     state = {str(name): tensor for name, tensor in values.items()}
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return state
+        changes.append("prefix `module.` removed")
+    return Read(state, tuple(changes))
+
+
+def _is_dense(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_meta
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """In single precision, which is what the network computes in."""
+    return not tensor.is_floating_point() or bool(tensor.float().isfinite().all())
 
 
 def load_whole(module: nn.Module, state: Mapping[str, Tensor], label: str) -> None:
@@ -86,11 +128,8 @@ def load_whole(module: nn.Module, state: Mapping[str, Tensor], label: str) -> No
     module.load_state_dict(versioned, strict=False)  # strict but for num_batches_tracked, checked above
 
 
-def _counted(what: str, names: Sequence[str], most: int = 3) -> str:
-    if not names:
-        return ""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{len(names)} {what} ({', '.join(names[:most])}{more})"
+def _counted(what: str, names: Sequence[str]) -> str:
+    return f"{len(names)} {what} ({shown(names)})" if names else ""
 
 
 def _shape(tensor: Tensor) -> str:
@@ -125,4 +164,4 @@ def _names_of(entry: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:200]
+    return printable(" ".join(str(error).split())[:200])

@@ -193,7 +193,7 @@ def published(name: str, weights_name: str) -> Published:
         ) from None
     except RuntimeError as error:  # torch.hub's hash check
         raise CheckpointError(f"{file}: {' '.join(str(error).split())}; the download was broken, try again") from None
-    return Published(weights.read(file), tuple(entry.meta["categories"]), f"torchvision {name} {entry.name}")
+    return Published(weights.read(file).state, tuple(entry.meta["categories"]), f"torchvision {name} {entry.name}")
 
 
 def _entry(name: str, weights_name: str) -> Any:
