@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import urllib.error
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from transferctl import errors, pipeline, weights
+from transferctl import data, errors, pipeline, weights
 from transferctl.backbones import torchvision as plugin
-from transferctl.errors import CheckpointError, SpecError
+from transferctl.datasets import folder
+from transferctl.display import Display
+from transferctl.errors import CheckpointError, DataError, SpecError
+from transferctl.model import TransferModel
+from transferctl.preprocess import Preprocessing
 from transferctl.spec import Spec
 
 
@@ -162,6 +168,56 @@ def test_a_published_name_in_small_letters_is_suggested_in_capitals(tmp_path: Pa
     with pytest.raises(CheckpointError) as caught:
         weights.read(tmp_path / name)
     assert str(caught.value).startswith(f"{tmp_path / name}: no such weights; {hint}")
+
+
+def test_classes_are_read_from_json_and_text(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('[{"id": "n1", "name": "crane"}, {"id": "n2", "name": "crane"}, "ant"]')
+    (tmp_path / "c.txt").write_text("ant\n\n bee \n")
+    assert weights.read_classes(tmp_path / "c.json") == [("n1", "crane"), ("n2", "crane"), ("ant",)]
+    assert weights.read_classes(tmp_path / "c.txt") == [("ant",), ("bee",)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("c.txt", "a\n" * 200 + "b\nc\nc"), ("c.json", json.dumps(["a", "c", "c", {"id": "a", "name": "b"}]))],
+)
+def test_classes_that_cannot_be_told_apart_are_named(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CheckpointError, match=f"{name}: several classes are called a, c; tell them apart"):
+        weights.read_classes(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("c.json", '"ant"'), ("c.json", '{"0": "ant", "1": "bee"}'), ("c.json", "[]"), ("c.json", "[1]"), ("c.txt", "\n")],
+)
+def test_what_is_no_list_of_classes_is_refused(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CheckpointError, match="is no list of classes"):
+        weights.read_classes(tmp_path / name)
+
+
+_NAMES = [("n0", "ant"), ("n1", "crane"), ("n2", "crane")]
+
+
+def _aligned(source: Path) -> data.DomainData:
+    """The data of this folder through a head with the outputs _NAMES."""
+    backbone, head = plugin.build("squeezenet1_1", image_size=32, outputs=len(_NAMES))
+    assert head is not None
+    model = TransferModel("torchvision", backbone, Preprocessing(36, 32), "classification")
+    model.add_pretrained_head("source", head, [names[0] for names in _NAMES])
+    domain = data.load_domain(folder.Settings(path=str(source)), 0.5, None, 0, domain="source")
+    return pipeline.align_source(domain, model, _NAMES, 0, Display())
+
+
+def test_source_folders_go_to_the_outputs_of_their_id_or_name(image_folder: Callable[..., Path]) -> None:
+    aligned = _aligned(image_folder("source", ant=2, n2=2))
+    assert (aligned.classes, sorted(aligned.train.labels)) == (("n0", "n1", "n2"), [0, 2])
+
+
+def test_a_source_folder_whose_name_two_outputs_share_is_an_error(image_folder: Callable[..., Path]) -> None:
+    with pytest.raises(DataError, match="several outputs of the pretrained head are called crane; name those folders"):
+        _aligned(image_folder("source", ant=2, crane=2))
 
 
 def test_without_network_the_error_says_which_file_to_put_where(

@@ -214,7 +214,10 @@ def keep_source_head(model: TransferModel, start: Pretrained) -> None:
 
 def align_source(domain: DomainData, model: TransferModel, names: Names, seed: int, display: Display) -> DomainData:
     """Map the source folders to the pretrained head's outputs, by id or name; a new head where none matches."""
-    outputs = {name: i for i, output in enumerate(names) for name in output}
+    outputs: dict[str, set[int]] = {}
+    for i, output in enumerate(names):
+        for name in output:
+            outputs.setdefault(name, set()).add(i)
     known = [name for name in domain.classes if name in outputs]
     if not known:
         why = "no class name of the pretrained head is one of the source data's" if names else "the weights bring none"
@@ -223,8 +226,11 @@ def align_source(domain: DomainData, model: TransferModel, names: Names, seed: i
         return domain
     if unknown := sorted(set(domain.classes) - set(known)):
         raise DataError(f"source.train: the pretrained head has no class {shown(unknown)}; remove those folders")
+    if shared := [name for name in known if len(outputs[name]) > 1]:
+        message = f"several outputs of the pretrained head are called {shown(shared)}"
+        raise DataError(f"source.train: {message}; name those folders by id, or remove them")
     display.note(f"source head: the pretrained one; {len(known)} of its {len(names)} classes have source data")
-    table = np.array([outputs[name] for name in domain.classes], dtype=np.int64)
+    table = np.array([min(outputs[name]) for name in domain.classes], dtype=np.int64)
     train, val = (replace(split, labels=table[split.labels]) for split in (domain.train, domain.val))
     return replace(domain, classes=model.classes["source"], train=train, val=val)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -140,12 +140,13 @@ def read_classes(path: Path) -> list[tuple[str, ...]]:
     """A classes file, in output order: for each class its names (the id first, if it has one).
 
     JSON: ["ant", …] or [{"id": "n02219486", "name": "ant"}, …]. Text: a name a line.
+    Raises CheckpointError, also where two classes have the same first name.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        if path.suffix != ".json":
-            return [(line.strip(),) for line in text.splitlines() if line.strip()]
-        entries = json.loads(text)
+        entries = json.loads(text) if path.suffix == ".json" else list(filter(None, map(str.strip, text.splitlines())))
+        if not isinstance(entries, list) or not entries:
+            raise TypeError("no list")
         classes = [(entry,) if isinstance(entry, str) else _names_of(entry) for entry in entries]
     except OSError as error:
         raise CheckpointError(f"{path}: cannot read the classes: {error.strerror}") from None
@@ -153,6 +154,9 @@ def read_classes(path: Path) -> list[tuple[str, ...]]:
         raise CheckpointError(
             f'{path}: is no list of classes; JSON: ["ant", …] or [{{"id": …, "name": …}}, …]; text: one a line'
         ) from None
+    first_names = Counter(names[0] for names in classes)
+    if repeated := [name for name, count in first_names.items() if count > 1]:
+        raise CheckpointError(f"{path}: several classes are called {shown(repeated)}; tell them apart, best by ids")
     return classes
 
 
