@@ -74,6 +74,12 @@ def test_keys_are_those_of_the_yaml():
     assert "target_weight" not in properties
 
 
+def test_shorthands_are_offered():
+    offered = json_schema()["properties"]
+    assert {"type": "string"} in offered["backbone"]["anyOf"]
+    assert {"enum": ["sgd", "adam", "adamw"], "type": "string"} in offered["optimizer"]["anyOf"]
+
+
 def test_schema_command_prints_it():
     result = CliRunner().invoke(app, ["schema"])
     assert result.exit_code == 0

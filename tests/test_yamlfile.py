@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,9 +87,31 @@ def test_endless_numbers_are_refused_not_changed(write, written):
         ("augment: off", "augment", "must be a mapping or none, not 'off'"),
         ("name: true", "name", "must be text, not true; put it in quotes to use it as text"),
         ("head: {hidden: [8, x]}", "head.hidden[1]", "must be a whole number, not 'x'"),
-        ("optimizer: {name: adan}", "optimizer", "must be sgd, adam or adamw, not 'adan'; did you mean adam?"),
+        ("optimizer: {name: adan}", "optimizer.name", "must be sgd, adam or adamw, not 'adan'; did you mean adam?"),
         ("schedule: cosin", "schedule", "must be cosine or constant, not 'cosin'; did you mean cosine?"),
         ("device: gpu", "device", "must be auto, cpu, cuda, cuda:N or mps, not 'gpu'"),
+        ("device: null", "device", "must be auto, cpu, cuda, cuda:N or mps, not null"),
+        ("workers: 1000", "workers", "must be at most 256, not 1000"),
+        ("optimizer: adamm", "optimizer", "must be sgd, adam or adamw, not 'adamm'; did you mean adam?"),
+        ("optimizer: {name: null}", "optimizer.name", "must be sgd, adam or adamw, not null"),
+        ("optimizer: 3", "optimizer", "must be a name (sgd, adam, adamw) or a mapping with `name`, not 3"),
+        ("source: {train: {}}", "source.train", "must be a path or a mapping with `dataset`, not {}"),
+        ("source: {train: {path: [a]}}", "source.train.path", "must be a path, not ['a']"),
+        (
+            "source: {train: a, val: {dataset: digit}}",
+            "source.val.dataset",
+            "must be digits, folder, manifest or torchvision, not 'digit'; did you mean digits?",
+        ),
+        (
+            "source: {train: a, val: [1]}",
+            "source.val",
+            "must be a number, a path or a mapping with `dataset`, not [1]",
+        ),
+        ("augment: {crop_scale: [1]}", "augment.crop_scale", "must have 2 items, not 1"),
+        ("augment: {crop_scale: [1, 1, 1]}", "augment.crop_scale", "must have 2 items, not 3"),
+        ("penalties: {l2sp: x}", "penalties.l2sp", "must be a number or a mapping with `weight`, not 'x'"),
+        ("source: {train: {dataset: digits, classes: []}}", "source.train.classes", "must not be empty"),
+        ("source: {train: {dataset: digits, classes: [null]}}", "source.train.classes[0]", "must be text, not null"),
     ],
 )
 def test_a_wrong_value_is_told_with_what_is_wanted(write, line, key, message):
@@ -132,24 +155,77 @@ def test_a_key_that_is_a_list_is_refused(write):
     assert ("spec.yaml:3", "", "a key must be plain text") in faults(write(f"{BASE}? [a]\n: 1\n"))
 
 
-def test_all_problems_come_at_once_in_their_lines(write):
-    path = write(f"{BASE}epochs: ten\nhead:\n  siez: 3\nseed: 1\nseed: 2\noptimizer: {{lr: fast}}\n")
-    assert {(where, key) for where, key, _ in faults(path)} == {
-        ("spec.yaml:3", "epochs"), ("spec.yaml:5", "head.siez"), ("spec.yaml:7", "seed"), ("spec.yaml:8", "optimizer.lr")
-    }  # fmt: skip
+def test_all_problems_come_at_once_in_the_order_of_their_lines(write):
+    path = write(f"{BASE}seed: 1\nhead:\n  siez: 3\nname: !x a\nseed: 2\noptimizer: {{lr: fast}}\nepochs: ten\n")
+    assert [(where, key) for where, key, _ in faults(path, "workers=x", "batch_size", "schedule=x")] == [
+        ("spec.yaml:5", "head.siez"), ("spec.yaml:6", "name"), ("spec.yaml:7", "seed"), ("spec.yaml:8", "optimizer.lr"),
+        ("spec.yaml:9", "epochs"), ("--set workers=x", "workers"), ("--set batch_size", ""), ("--set schedule=x", "schedule")
+    ]  # fmt: skip
+
+
+def test_lines_are_ordered_as_numbers(write):
+    path = write(BASE + "\n" * 6 + "seed: x\nepochs: ten\n")
+    assert [where for where, _, _ in faults(path)] == ["spec.yaml:9", "spec.yaml:10"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["null", "''", "[]", "{}", "[[1]]", "[null]", "{a: b}", "true", "1.5", "'3'", "1e400", "9" * 99, "-1", "on"],
+)
+def test_any_value_of_any_key_is_told_once_with_key_and_place_in_our_words(write, value):
+    path = write(BASE)
+    for name in yamlfile._all_settings():
+        flag = f"{'.'.join(name)}={value}"
+        try:
+            yamlfile.load(path, [flag])
+        except SpecError as error:
+            keys = [problem.key for problem in error.problems]
+            assert all(keys) and len(set(keys)) == len(keys), error
+            assert {problem.where for problem in error.problems} == {f"--set {flag}"}
+            assert not re.search(r"None|Tuple|Input|should|True|False", str(error)), error
 
 
 def test_faults_across_keys_come_with_the_others(write):
     found = faults(write(f"{BASE}lambda: 1\nepochs: ten\npreprocess: {{resize: 8, crop: 9}}\n"))
-    messages = [message for _, _, message in found]
-    assert "must be a whole number, not 'ten'" in messages
-    assert "crop (9) is larger than resize (8)" in messages
+    assert [(where, key) for where, key, _ in found] == [
+        ("spec.yaml:3", "lambda"), ("spec.yaml:4", "epochs"), ("spec.yaml:5", "preprocess.crop")
+    ]  # fmt: skip
+    assert found[2][2] == "is 9, larger than preprocess.resize, which is 8"
 
 
 def test_lambda_without_source_is_told_beside_a_wrong_type(write):
     found = faults(write(f"{BASE}lambda: 1\nepochs: ten\n"))
-    assert [key for _, key, _ in found] == ["epochs", ""]
-    assert "there is no `source`" in found[1][2]
+    assert [key for _, key, _ in found] == ["lambda", "epochs"]
+    assert "there is no `source`" in found[0][2]
+
+
+def test_faults_across_keys_stand_where_the_key_was_written(write):
+    path = write("target: {train: {dataset: digits}}\nbackbone:\n  name: resnet18\n  weights: source\nlambda: 1\n")
+    assert [fault[:2] for fault in faults(path)] == [("spec.yaml:4", "backbone.weights"), ("spec.yaml:5", "lambda")]
+    found = faults(write(f"{BASE}preprocess:\n  crop: 9\n"), "lambda=1", "preprocess.resize=8")
+    assert [fault[:2] for fault in found] == [("spec.yaml:4", "preprocess.crop"), ("--set lambda=1", "lambda")]
+    found = faults(write(f"{BASE}preprocess: {{resize: 8}}\n"), "preprocess.crop=9")
+    assert [fault[:2] for fault in found] == [("--set preprocess.crop=9", "preprocess.crop")]
+
+
+def test_faults_across_keys_come_beside_a_wrong_item(write):
+    assert [key for _, key, _ in faults(write(f"{BASE}lambda: 1\nhead: {{hidden: [x]}}\n"))] == [
+        "lambda",
+        "head.hidden[0]",
+    ]
+
+
+@pytest.mark.parametrize("source", ["5", "{train: 3}", "!x {train: a}"])
+def test_a_wrong_source_is_not_told_to_be_absent(write, source):
+    [(_, key, _)] = faults(write(f"{BASE}lambda: 1\nsource: {source}\n"))
+    assert key in ("source", "source.train")
+
+
+def test_merge_keys_are_refused_once(write):
+    path = write("backbone: resnet18\ntarget:\n  train:\n    <<: {path: a}\n    classes: [b]\n")
+    message = "merge keys are not supported; write the values out"
+    assert faults(path) == [("spec.yaml:4", "target.train.<<", message)]
+    assert faults(write(f"{BASE}<<: {{epochs: 3}}\n")) == [("spec.yaml:3", "<<", message)]
 
 
 def test_missing_keys_say_what_they_are_for(write):
@@ -257,6 +333,11 @@ def test_set_replaces_and_adds(write):
     assert isinstance(spec.optimizer, AdamSettings)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_bare_optimizer_takes_its_defaults(write, name):
+    assert spec_of(write(f"{BASE}optimizer: {name}\n")) == spec_of(write(f"{BASE}optimizer: {{name: {name}}}\n"))
+
+
 def test_set_keeps_equals_signs_in_the_value(write):
     assert spec_of(write(BASE), "target.train.classes=[a=b, '=']").target.train.classes == ("a=b", "=")
 
@@ -278,6 +359,16 @@ def test_set_mends_a_fault_of_the_file(write):
         ("seed=x", "seed", "must be a whole number, not 'x'"),
         ("epochz=3", "epochz", "did you mean epochs?"),
         ("backbone.weights=none", "backbone.weights", "set backbone whole"),
+        ("epochs=[", "epochs", "is not YAML"),
+        ("head={size: 3, size: 4}", "head.size", "is written twice; keep one"),
+        ("target.train=", "target.train", "must be a path or a mapping with `dataset`, not null"),
+        ("target=!!python/object:x y", "target", "tags (!!python/object:x) are not accepted"),
+        ("head=!x {size: 3}", "head", "tags (!x)"),
+        ("head.hidden=[8, !x 3]", "head.hidden[1]", "tags (!x)"),
+        ("target={train: {dataset: !x a}}", "target.train.dataset", "tags (!x)"),
+        ("target.train={dataset: digits, classes: [!x a]}", "target.train.classes[0]", "tags (!x)"),
+        ("optimizer={name: !x adam, lr: 3}", "optimizer.name", "tags (!x)"),
+        ("head={<<: {size: 3}}", "head.<<", "merge keys are not supported"),
         (".".join("a" * 2000) + "=1", "", "is nested too deeply"),
     ],
     ids=lambda value: str(value)[:20],
@@ -290,7 +381,7 @@ def test_set_faults_name_the_flag(write, flag, key, message):
 
 def test_set_faults_come_with_those_of_the_file(write):
     found = faults(write(f"{BASE}epochs: ten\n"), "seed", "optimizer.lr=[")
-    assert [where for where, _, _ in found] == ["--set seed", "--set optimizer.lr=[:1", "spec.yaml:3"]
+    assert [where for where, _, _ in found] == ["spec.yaml:3", "--set seed", "--set optimizer.lr=["]
 
 
 # -- paths --------------------------------------------------------------------------------------------

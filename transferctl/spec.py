@@ -7,6 +7,7 @@ a fraction of a second. Which kinds of data and which penalties exist is read fr
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,11 +21,35 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from transferctl import plugins
 from transferctl.settings import DataSettings, InputPath, PenaltySettings, Settings, Text
 
 PUBLISHED_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
+
+
+# -- faults that pydantic has no words for; yamlfile tells them ----------------------------------------
+
+
+def _mapping(value: Any, wanted: str, key: str = "") -> Any:
+    """The value if it is a mapping (with `key`, if given); `wanted` says what would do."""
+    if isinstance(value, Settings) or (isinstance(value, dict) and (not key or key in value)):
+        return value
+    raise PydanticCustomError("wrong_form", "must be {wanted}", {"wanted": wanted})
+
+
+def _across(key: str, other: str, message: str) -> PydanticCustomError:
+    """What `key` cannot be beside `other`: told at `key`, unless `other` is wrong itself."""
+    return PydanticCustomError("across_keys", "{message}", {"message": message, "key": key, "other": other})
+
+
+def _of_kind(value: Any, key: str, kinds: Iterable[str]) -> Any:
+    """The value, unless it is a mapping whose `key` names none of the kinds."""
+    if isinstance(value, dict) and key in value and value[key] not in list(kinds):
+        context = {"key": key, "kinds": list(kinds), "written": value[key]}
+        raise PydanticCustomError("unknown_kind", "unknown kind", context)
+    return value
 
 
 # -- backbone and head --------------------------------------------------------------------------------
@@ -43,9 +68,9 @@ class WeightsFile(Settings):
 
 def _weights_shorthand(value: Any) -> Any:
     """`source`, `none` and published names (upper case) stay; any other text is a path."""
-    if isinstance(value, str) and value not in ("source", "none") and not PUBLISHED_NAME.fullmatch(value):
-        return {"path": value}
-    return value
+    if not isinstance(value, str):
+        return _mapping(value, "a name, a path or a mapping with `path`")
+    return value if value in ("source", "none") or PUBLISHED_NAME.fullmatch(value) else {"path": value}
 
 
 class BackboneSettings(Settings):
@@ -64,7 +89,7 @@ class BackboneSettings(Settings):
 
 
 def _backbone_shorthand(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
+    return {"name": value} if isinstance(value, str) else _mapping(value, "a name or a mapping with `name`")
 
 
 class HeadSettings(Settings):
@@ -81,14 +106,15 @@ class HeadSettings(Settings):
 
 # -- images -------------------------------------------------------------------------------------------
 
+Pixels = Annotated[int, Field(gt=0)]
 Triple = Annotated[tuple[float, float, float], Field(strict=False)]
 
 
 class PreprocessSettings(Settings):
     """What is left out comes from the weights."""
 
-    resize: int | None = Field(None, gt=0, description="Short side after resizing, pixels.")
-    crop: int | None = Field(None, gt=0, description="Side of the centre crop, pixels: the input size.")
+    resize: Pixels | None = Field(None, description="Short side after resizing, pixels.")
+    crop: Pixels | None = Field(None, description="Side of the centre crop, pixels: the input size.")
     mean: Triple | None = Field(None, description="Channel means, of values in 0–1.")
     std: Triple | None = Field(None, description="Channel standard deviations, of values in 0–1.")
     interpolation: Literal["bilinear", "bicubic"] | None = Field(None, description="How to resize.")
@@ -96,7 +122,7 @@ class PreprocessSettings(Settings):
     @model_validator(mode="after")
     def _crop_fits(self) -> PreprocessSettings:
         if self.resize and self.crop and self.crop > self.resize:
-            raise ValueError(f"crop ({self.crop}) is larger than resize ({self.resize})")
+            raise _across("crop", "resize", f"is {self.crop}, larger than preprocess.resize, which is {self.resize}")
         return self
 
     @field_validator("std")
@@ -132,10 +158,10 @@ def _data_shorthand(value: Any) -> Any:
     """A bare path is a manifest if it ends in .csv, else a folder; `dataset` may be left out beside `path`."""
     if isinstance(value, str):
         value = {"path": value}
-    if isinstance(value, dict) and "dataset" not in value and isinstance(value.get("path"), str):
-        kind = "manifest" if value["path"].lower().endswith(".csv") else "folder"
+    if isinstance(value, dict) and "dataset" not in value and "path" in value:
+        kind = "manifest" if str(value["path"]).lower().endswith(".csv") else "folder"
         value = {"dataset": kind, **value}
-    return value
+    return _of_kind(_mapping(value, "a path or a mapping with `dataset`", "dataset"), "dataset", _DATASETS)
 
 
 def _dataset_name(value: Any) -> str | None:
@@ -205,9 +231,22 @@ def _optimizer_name(value: Any) -> str | None:
     return name if isinstance(name, str) else None
 
 
+_OPTIMIZERS = ("sgd", "adam", "adamw")
+
+
+def _optimizer_shorthand(value: Any) -> Any:
+    if isinstance(value, str):
+        value = {"name": value}
+    return _of_kind(_mapping(value, f"a name ({', '.join(_OPTIMIZERS)}) or a mapping with `name`"), "name", _OPTIMIZERS)
+
+
 Optimizer = Annotated[
     Annotated[SgdSettings, Tag("sgd")] | Annotated[AdamSettings, Tag("adam")] | Annotated[AdamWSettings, Tag("adamw")],
     Discriminator(_optimizer_name),
+    BeforeValidator(
+        _optimizer_shorthand,
+        json_schema_input_type=Literal[_OPTIMIZERS] | SgdSettings | AdamSettings | AdamWSettings,
+    ),
 ]
 
 
@@ -218,7 +257,9 @@ class TrainingSettings(Settings):
     batch_size: int = Field(
         32, gt=0, description="At most this many samples a step; an epoch is cut into equal batches."
     )
-    optimizer: Optimizer = Field(default_factory=SgdSettings, description="How parameters are updated.")
+    optimizer: Optimizer = Field(
+        default_factory=SgdSettings, description="How parameters are updated; a bare name takes its defaults."
+    )
     schedule: Literal["cosine", "constant"] = Field(
         "cosine", description="Learning rate over the training: half a cosine down to 0, or constant."
     )
@@ -236,7 +277,10 @@ class BaselineSettings(Settings):
 
 
 def _penalty_shorthand(value: Any) -> Any:
-    return {"weight": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+    if value is None:
+        return None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return {"weight": value} if is_number else _mapping(value, "a number or a mapping with `weight`")
 
 
 if TYPE_CHECKING:
@@ -285,7 +329,7 @@ class Spec(TrainingSettings):
         "auto", description="Arithmetic of the backbone; auto = bf16 on GPUs that have it, else fp32."
     )
     workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = Field(
-        "auto", description="Processes that decode images; 0 decodes in the main process."
+        "auto", description="Processes that decode images, 256 at most; 0 decodes in the main process."
     )
     backbone: Annotated[
         BackboneSettings,
@@ -332,9 +376,11 @@ class Spec(TrainingSettings):
     @model_validator(mode="after")
     def _source_where_needed(self) -> Spec:
         if self.source is None and self.target_weight is not None:
-            raise ValueError("lambda weighs L_T against L_S, but there is no `source`: add it or remove lambda")
+            raise _across(
+                "lambda", "source", "weighs L_T against L_S, but there is no `source`; add it, or remove lambda"
+            )
         if self.source is None and self.backbone.weights == "source":
-            raise ValueError("backbone.weights is source, but there is no `source` to train on")
+            raise _across("backbone.weights", "source", "is source, but there is no `source` to train on; add it")
         return self
 
 

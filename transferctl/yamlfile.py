@@ -11,6 +11,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class SpecFile:
     spec: Spec
     path: Path
     positions: Mapping[Key, str]
+    overrides: Sequence[str] = ()
 
     def locate(self, error: SpecError) -> SpecError:
         """The same error, each problem with its file and line: for faults found after parsing."""
@@ -43,7 +45,7 @@ class SpecFile:
             problem if problem.where else replace(problem, where=_where(self.positions, _split(problem.key)))
             for problem in error.problems
         ]
-        return SpecError(placed)
+        return SpecError(_in_order(placed, self.overrides))
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> SpecFile:
@@ -60,11 +62,9 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> SpecFile:
         except SpecError as error:
             document.problems += error.problems
     tree.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("-._") or "run")
-    told = {problem.key for problem in document.problems if problem.key}
-    more = [problem for problem in _problems(tree, document.positions, path) if problem.key not in told]
-    if problems := [*document.problems, *more]:
-        raise SpecError(problems)
-    return SpecFile(_validate(tree, path), path, document.positions)
+    if problems := _problems(tree, document, path):
+        raise SpecError(_in_order(problems, overrides))
+    return SpecFile(_validate(tree, path), path, document.positions, overrides)
 
 
 def dump(spec: Spec) -> str:
@@ -139,35 +139,43 @@ def _similar_files(path: Path) -> str:
 
 
 class _Document:
-    """Builds the tree from YAML nodes, noting where each key stands and what is wrong."""
+    """Builds the tree from YAML nodes, noting where each key stands and what is wrong.
 
-    def __init__(self, label: str):
-        self.label = label
-        self.positions: dict[Key, str] = {(): f"{label}:1"}
+    `root`: the key that a `--set` assigns to; such a document is one line, which needs no number.
+    """
+
+    def __init__(self, label: str, root: Key = ()):
+        self.label, self.root = label, root
+        self.positions: dict[Key, str] = {root: self._place(0)}
         self.problems: list[Problem] = []
         self._nodes = 0
 
     def parse(self, text: str) -> Any:
         try:
             node = yaml.compose(text, Loader=_CoreLoader)
-            return None if node is None else self._build(node, (), ())
+            return None if node is None else self._build(node, self.root, ())
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            where = f"{self.label}:{mark.line + 1}" if mark else self.label
-            raise SpecError([Problem("", _syntax_message(error), where)]) from None
+            raise self._fatal(_syntax_message(error), self._place(mark.line) if mark else self.label) from None
         except yaml.YAMLError as error:
-            raise SpecError([Problem("", f"is not YAML: {_one_line(error)}", self.label)]) from None
+            raise self._fatal(f"is not YAML: {_one_line(error)}", self.label) from None
         except RecursionError:
-            raise SpecError([Problem("", "is nested too deeply", self.label)]) from None
+            raise self._fatal("is nested too deeply", self.label) from None
+
+    def _place(self, line: int) -> str:
+        return self.label if self.root else f"{self.label}:{line + 1}"
+
+    def _fatal(self, message: str, where: str) -> SpecError:
+        return SpecError([Problem(dotted(self.root), message, where)])
 
     def _build(self, node: yaml.Node, key: Key, ancestors: tuple[int, ...]) -> Any:
-        where = f"{self.label}:{node.start_mark.line + 1}"
+        where = self._place(node.start_mark.line)
         self.positions.setdefault(key, where)
         self._nodes += 1
         if self._nodes > MAX_NODES or id(node) in ancestors:
-            raise SpecError([Problem("", "aliases expand to too much; write the values out", where)])
+            raise self._fatal("aliases expand to too much; write the values out", where)
         if len(key) > MAX_DEPTH:
-            raise SpecError([Problem("", "is nested too deeply", where)])
+            raise self._fatal("is nested too deeply", where)
         if not _has_plain_tag(node):
             message = f"tags ({_shown_tag(node.tag)}) are not accepted; write a plain value"
             self.problems.append(Problem(dotted(key), message, where))
@@ -180,21 +188,24 @@ class _Document:
         if node.tag == f"{_TAG}int" and len(node.value) > MAX_DIGITS:
             self.problems.append(Problem(dotted(key), "has too many digits", where))
             return None
-        assert isinstance(node, yaml.ScalarNode)
         return _scalar(node)
 
     def _mapping(self, node: yaml.MappingNode, key: Key, ancestors: tuple[int, ...]) -> dict[str, Any]:
         tree: dict[str, Any] = {}
         for name_node, value_node in node.value:
-            where = f"{self.label}:{name_node.start_mark.line + 1}"
+            where = self._place(name_node.start_mark.line)
             if not isinstance(name_node, yaml.ScalarNode):
                 self.problems.append(Problem(dotted(key), "a key must be plain text", where))
                 continue
             name = str(name_node.value)
+            if name == "<<":
+                message = "merge keys are not supported; write the values out"
+                self.problems.append(Problem(dotted((*key, name)), message, where))
+                continue
             if name in tree:
                 first = self.positions[(*key, name)]
-                message = f"is written twice (first at {first}); keep one"
-                self.problems.append(Problem(dotted((*key, name)), message, where))
+                elsewhere = f" (first at {first})" if first != where else ""
+                self.problems.append(Problem(dotted((*key, name)), f"is written twice{elsewhere}; keep one", where))
                 continue
             self.positions[(*key, name)] = where
             tree[name] = self._build(value_node, (*key, name), ancestors)
@@ -209,7 +220,7 @@ class _Document:
             raise SpecError([Problem("", "write it as key=value, such as optimizer.lr=0.003", flag)])
         if len(key) > MAX_DEPTH:
             raise SpecError([Problem("", "is nested too deeply", flag)])
-        inner = _Document(flag)
+        inner = _Document(flag, key)
         value = inner.parse(text)
         self.problems += inner.problems
         for depth, name in enumerate(key[:-1], 1):
@@ -221,7 +232,7 @@ class _Document:
         tree[str(key[-1])] = value
         self.positions = {old: where for old, where in self.positions.items() if old[: len(key)] != key}
         self.positions |= {key[:depth]: flag for depth in range(1, len(key)) if key[:depth] not in self.positions}
-        self.positions |= {(*key, *inside): flag for inside in inner.positions}
+        self.positions |= inner.positions
 
 
 def _has_plain_tag(node: yaml.Node) -> bool:
@@ -277,22 +288,42 @@ def _validate(tree: Any, path: Path) -> Spec:
     return Spec.model_validate(tree, context={"folders": folders})
 
 
-def _problems(tree: dict[str, Any], positions: Mapping[Key, str], path: Path) -> list[Problem]:
-    """What pydantic finds; then, with those keys taken out, what the checks across keys find."""
+def _errors(tree: Any, path: Path) -> list[ErrorDetails]:
     try:
         _validate(tree, path)
     except ValidationError as error:
-        details = error.errors(include_url=False)
-        first = list(_explain_all(details, tree, positions))
-        seen = {problem.key for problem in first}
-        rest = _without(tree, [_raw_key(detail, tree) for detail in details])
-        try:
-            _validate(rest, path)
-        except ValidationError as again:
-            more = [d for d in again.errors(include_url=False) if d["type"] == "value_error"]
-            first += [p for p in _explain_all(more, rest, positions) if p.key not in seen or not p.key]
-        return list(dict.fromkeys(first))
+        return error.errors(include_url=False)
     return []
+
+
+def _problems(tree: dict[str, Any], document: _Document, path: Path) -> list[Problem]:
+    """The document's; what pydantic finds; then, with those keys taken out, what the checks across keys find."""
+    found = list(document.problems)
+    details = _errors(tree, path)
+    while details:
+        told = {problem.key for problem in found if problem.key}
+        found += _explain_all(details, tree, document.positions, told)
+        rest = _without(tree, [tuple(takewhile(_is_name, _raw_key(detail, tree))) for detail in details])
+        more = _errors(rest, path) if rest != tree else []
+        details, tree = [detail for detail in more if detail["type"] == "across_keys"], rest
+    return found
+
+
+def _in_order(problems: Iterable[Problem], overrides: Sequence[str]) -> list[Problem]:
+    """By their line in the file, then by their flag."""
+    flags = [f"--set {override}" for override in overrides]
+
+    def place(problem: Problem) -> tuple[int, int]:
+        if problem.where in flags:
+            return 1 + flags.index(problem.where), 0
+        line = problem.where.rpartition(":")[2]
+        return 0, int(line) if line.isdecimal() else 0
+
+    return sorted(problems, key=place)
+
+
+def _is_name(part: str | int) -> bool:
+    return isinstance(part, str)
 
 
 def _without(tree: Any, keys: Iterable[Key], here: Key = ()) -> Any:
@@ -302,32 +333,46 @@ def _without(tree: Any, keys: Iterable[Key], here: Key = ()) -> Any:
     return {name: _without(value, keys, (*here, name)) for name, value in tree.items() if (*here, name) not in keys}
 
 
-def _explain_all(details: Sequence[ErrorDetails], tree: Any, positions: Mapping[Key, str]) -> Iterator[Problem]:
+def _explain_all(
+    details: Sequence[ErrorDetails], tree: Any, positions: Mapping[Key, str], told: set[str]
+) -> Iterator[Problem]:
     """One problem a key: the branches of a union (`a whole number or auto`) become one sentence."""
     by_key: dict[Key, list[ErrorDetails]] = {}
     for detail in details:
         by_key.setdefault(_raw_key(detail, tree), []).append(detail)
     for key, group in by_key.items():
         deeper = any(other != key and other[: len(key)] == key for other in by_key)
-        if deeper and all(detail["type"] in {*_TYPE_WORDS, "literal_error"} for detail in group):
-            continue  # the union's other branch already says what is wrong inside
-        yield Problem(dotted(key), _sentence(key, group, tree), _where(positions, key))
+        if deeper and all(detail["type"] in {*_SAY_WHAT_IS_WANTED, "too_short"} for detail in group):
+            continue  # the union's other branch, or the list's item, already says what is wrong inside
+        if not any(_follows(detail, key, told) for detail in group):
+            yield Problem(dotted(key), _sentence(key, group), _where(positions, key))
+
+
+def _follows(detail: ErrorDetails, key: Key, told: set[str]) -> bool:
+    """Whether it is but a consequence of what is told already."""
+    causes = {dotted(key), dotted((*key, "<<"))}
+    if detail["type"] == "missing":
+        causes.add(dotted((*key[:-1], "<<")))
+    if detail["type"] == "across_keys":
+        other = dotted((*detail["loc"], detail["ctx"]["other"]))
+        return any(f"{cause}.".startswith(f"{other}.") for cause in told)
+    return bool(causes & told)
 
 
 def _raw_key(detail: ErrorDetails, tree: Any) -> Key:
-    """The key as written: pydantic's location less the names of union branches."""
+    """The key as written: pydantic's location, and the key that our own faults name, less union branches."""
     key: list[str | int] = []
     here = tree
-    for i, part in enumerate(detail["loc"]):
-        last = i == len(detail["loc"]) - 1
+    within = _split(detail.get("ctx", {}).get("key", ""))
+    for part in (*detail["loc"], *within):
         if isinstance(here, dict) and part in here:
             key.append(part)
             here = here[str(part)]
         elif isinstance(here, list) and isinstance(part, int) and part < len(here):
             key.append(part)
             here = here[part]
-        elif last and detail["type"] == "missing":
-            key.append(part)
+    if detail["type"] == "missing" and isinstance(detail["loc"][-1], str):  # else an item of a short list
+        key.append(detail["loc"][-1])
     return tuple(key)
 
 
@@ -349,40 +394,47 @@ _TYPE_WORDS = {
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
     "dict_type": "a mapping",
-    "union_tag_not_found": "a path or a mapping with `dataset`",
+}
+_SAY_WHAT_IS_WANTED = {*_TYPE_WORDS, "literal_error", "wrong_form"}
+_PATTERNS = {
+    "device": "auto, cpu, cuda, cuda:N or mps",
+    "name": "letters, digits, '.', '_' or '-' (at most 100, starting with a letter or digit)",
 }
 
 
-def _sentence(key: Key, group: Sequence[ErrorDetails], tree: Any) -> str:
-    kinds = {detail["type"] for detail in group}
-    first = group[0]
-    context: dict[str, Any] = dict(first.get("ctx", {}))
-    shown = _shown(first["input"])
+def _sentence(key: Key, group: Sequence[ErrorDetails]) -> str:
+    kinds = {detail["type"]: detail for detail in reversed(group)}
+    value = group[0]["input"]
     if "extra_forbidden" in kinds:
         return f"is not a setting{_suggest_key(key)}"
     if "missing" in kinds:
-        return f"is missing: {_description(key)}"
-    if "union_tag_invalid" in kinds:
-        choices = [choice.strip().strip("'") for choice in context["expected_tags"].split(",")]
-        return f"must be {_either(choices)}, not {context['tag']!r}{_did_you_mean(context['tag'], choices)}"
-    others = [d for d in group if d["type"] not in _TYPE_WORDS and d["type"] != "literal_error"]
+        last = group[-1]["loc"][-1]
+        return f"must have {last + 1} items, not {len(value)}" if isinstance(last, int) else _missing(key)
+    if key == ("device",):
+        return f"must be {_PATTERNS['device']}, not {_shown(value)}"
+    if kind := kinds.get("unknown_kind"):
+        choices, value = kind["ctx"]["kinds"], kind["ctx"]["written"]
+        return f"must be {_either(choices)}, not {_shown(value)}{_did_you_mean(value, choices)}"
+    others = [detail for name, detail in kinds.items() if name not in _SAY_WHAT_IS_WANTED]
     if others:
         return _value_sentence(others[0], key)
-    expected = [word for d in group for word in _expected(d)]
-    literals = [word for d in group if d["type"] == "literal_error" for word in _expected(d)]
-    hint = _did_you_mean(first["input"], literals) if isinstance(first["input"], str) else ""
-    if expected == ["text"] and not isinstance(first["input"], dict | list | None):
+    expected = list(dict.fromkeys(word for detail in group for word in _expected(detail)))
+    literals = [word for detail in group if detail["type"] == "literal_error" for word in _expected(detail)]
+    hint = _did_you_mean(value, literals)
+    if expected == ["text"] and not isinstance(value, dict | list | None):
         hint = "; put it in quotes to use it as text"
-    return f"must be {_either(list(dict.fromkeys(expected)))}, not {shown}{hint}"
+    return f"must be {_either(expected)}, not {_shown(value)}{hint}"
 
 
 def _expected(detail: ErrorDetails) -> list[str]:
     if detail["type"] == "literal_error":
         return re.findall(r"'([^']*)'", str(detail["ctx"]["expected"]))
+    if detail["type"] == "wrong_form":
+        return str(detail["ctx"]["wanted"]).split(" or ")
     return [_TYPE_WORDS[detail["type"]]]
 
 
-def _value_sentence(detail: ErrorDetails, key: Key) -> str:
+def _value_sentence(detail: ErrorDetails, key: Key) -> str:  # noqa: PLR0911 (a table)
     context: dict[str, Any] = dict(detail.get("ctx", {}))
     shown = _shown(detail["input"])
     bounds = {
@@ -393,15 +445,17 @@ def _value_sentence(detail: ErrorDetails, key: Key) -> str:
     }
     if detail["type"] in bounds:
         name, words = bounds[detail["type"]]
-        return f"must be {words} {context[name]:g}, not {shown}"
+        return f"must be {words} {context[name]:,.15g}, not {shown}"
     if detail["type"] == "value_error":
         return str(context["error"])
     if detail["type"] == "string_pattern_mismatch":
-        if key == ("device",):
-            return f"must be auto, cpu, cuda, cuda:N or mps, not {shown}"
-        return f"must be letters, digits, '.', '_' or '-' (at most 100, starting with a letter or digit), not {shown}"
-    if detail["type"] in ("too_short", "too_long", "missing_argument"):
-        return f"has the wrong number of items: {detail['msg']}"
+        return f"must be {_PATTERNS[str(key[-1])]}, not {shown}"
+    if detail["type"] in ("too_short", "string_too_short"):
+        return "must not be empty"
+    if detail["type"] == "too_long":
+        return f"must have {context['max_length']} items, not {context['actual_length']}"
+    if detail["type"] == "across_keys":
+        return detail["msg"]
     return f"{detail['msg'][:1].lower()}{detail['msg'][1:]}, not {shown}"
 
 
@@ -414,7 +468,12 @@ def _shown(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    text = getattr(value, "text", None) or repr(value)
+    if isinstance(value, list):
+        text = f"[{', '.join(map(_shown, value))}]"
+    elif isinstance(value, dict):
+        text = f"{{{', '.join(f'{name}: {_shown(inner)}' for name, inner in value.items())}}}"
+    else:
+        text = getattr(value, "text", None) or repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
@@ -440,8 +499,8 @@ def _suggest_key(key: Key) -> str:
     return f"; known here: {', '.join(siblings)}" if siblings else ""
 
 
-def _did_you_mean(written: str, choices: Sequence[str]) -> str:
-    near = difflib.get_close_matches(written, choices, 1, 0.5)
+def _did_you_mean(written: Any, choices: Sequence[str]) -> str:
+    near = difflib.get_close_matches(written, choices, 1, 0.5) if isinstance(written, str) else []
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -467,9 +526,9 @@ def _models_in(annotation: Any, metadata: Sequence[Any] = ()) -> Iterator[type[B
         yield from _models_in(argument)
 
 
-def _description(key: Key) -> str:
+def _missing(key: Key) -> str:
     names = tuple(part for part in key if isinstance(part, str))
-    return _all_settings().get(names, "") or "it has no default"
+    return f"is missing: {_all_settings().get(names) or 'it has no default'}"
 
 
 def dotted(key: Key) -> str:
