@@ -400,6 +400,7 @@ _PATTERNS = {
     "device": "auto, cpu, cuda, cuda:N or mps",
     "name": "letters, digits, '.', '_' or '-' (at most 100, starting with a letter or digit)",
 }
+_PLAIN = {"a whole number": "int", "a number": "float", "true or false": "bool"}
 
 
 def _sentence(key: Key, group: Sequence[ErrorDetails]) -> str:
@@ -420,9 +421,7 @@ def _sentence(key: Key, group: Sequence[ErrorDetails]) -> str:
         return _value_sentence(others[0], key)
     expected = list(dict.fromkeys(word for detail in group for word in _expected(detail)))
     literals = [word for detail in group if detail["type"] == "literal_error" for word in _expected(detail)]
-    hint = _did_you_mean(value, literals)
-    if expected == ["text"] and not isinstance(value, dict | list | None):
-        hint = "; put it in quotes to use it as text"
+    hint = _quotes(value, expected) or _did_you_mean(value, literals)
     return f"must be {_either(expected)}, not {_shown(value)}{hint}"
 
 
@@ -432,6 +431,15 @@ def _expected(detail: ErrorDetails) -> list[str]:
     if detail["type"] == "wrong_form":
         return str(detail["ctx"]["wanted"]).split(" or ")
     return [_TYPE_WORDS[detail["type"]]]
+
+
+def _quotes(value: Any, expected: Sequence[str]) -> str:
+    """The hint where quotes alone make the value wrong, or would mend it."""
+    if isinstance(value, str):
+        plain = [_SCALARS[_PLAIN[word]] for word in expected if word in _PLAIN]
+        return "; remove the quotes" if any(re.fullmatch(pattern, value) for pattern in plain) else ""
+    is_text = expected[0] in ("text", "a path") and isinstance(value, bool | int | float)
+    return "; put it in quotes to use it as text" if is_text else ""
 
 
 def _value_sentence(detail: ErrorDetails, key: Key) -> str:  # noqa: PLR0911 (a table)
@@ -500,7 +508,8 @@ def _suggest_key(key: Key) -> str:
 
 
 def _did_you_mean(written: Any, choices: Sequence[str]) -> str:
-    near = difflib.get_close_matches(written, choices, 1, 0.5) if isinstance(written, str) else []
+    """Near enough that it cannot be the opposite: `on` is 0.67 to `none`."""
+    near = difflib.get_close_matches(written.lower(), choices, 1, 0.7) if isinstance(written, str) else []
     return f"; did you mean {near[0]}?" if near else ""
 
 
