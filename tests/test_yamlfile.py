@@ -114,8 +114,13 @@ def test_endless_numbers_are_refused_not_changed(write, written):
         ("penalties: {l2sp: x}", "penalties.l2sp", "must be a number or a mapping with `weight`, not 'x'"),
         ("epochs: '3'", "epochs", "must be a whole number, not '3'; remove the quotes"),
         ("from: 2024", "from", "must be a path, not 2024; put it in quotes to use it as text"),
+        ("from: ''", "from", "must be a path, not ''"),
+        ("frozen: ''", "frozen", "must not be empty"),
         ("source: {train: {dataset: digits, classes: []}}", "source.train.classes", "must not be empty"),
         ("source: {train: {dataset: digits, classes: [null]}}", "source.train.classes[0]", "must be text, not null"),
+        ("head: {hidden: [10000000]}", "head.hidden[0]", "must be at most 1,000,000, not 10000000"),
+        ("preprocess: {crop: 99999999999}", "preprocess.crop", "must be at most 10,000, not 99999999999"),
+        ("optimizer: {lr: 1e300}", "optimizer.lr", "must be at most 1,000,000, not 1e300"),
     ],
 )
 def test_a_wrong_value_is_told_with_what_is_wanted(write, line, key, message):
@@ -405,7 +410,7 @@ def test_relative_paths_look_beside_the_file_then_in_the_working_folder(write, t
     assert spec.backbone.weights == WeightsFile(path=tmp_path / "w.pt")
 
 
-@pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "a" * 5000])
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "a" * 5000, "''", "' '", "{path: ''}"])
 def test_impossible_data_path_is_a_fault_at_its_line(write, path):
     [(where, key, _)] = faults(write(f"backbone: resnet18\ntarget: {{train: {path}}}\n"))
     assert where == "spec.yaml:2"

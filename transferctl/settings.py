@@ -24,6 +24,8 @@ def _resolve(value: Any, info: ValidationInfo) -> Any:
     """A relative path is looked for beside the YAML file first, then in the working folder."""
     if not isinstance(value, str):
         return value
+    if not value.strip():  # Path("") is the working folder
+        raise ValueError(f"must be a path, not {value!r}")
     try:
         path = Path(value).expanduser()
     except RuntimeError:
@@ -43,7 +45,7 @@ def _without_dots(path: Path) -> Path:
     return shorter if path.exists() and shorter.exists() and shorter.samefile(path) else path
 
 
-Text = Annotated[str, BeforeValidator(_as_written)]
+Text = Annotated[str, Field(min_length=1), BeforeValidator(_as_written)]
 InputPath = Annotated[
     Path,
     Field(strict=False, json_schema_extra={"format": "path"}),

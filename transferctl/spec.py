@@ -98,7 +98,7 @@ class HeadSettings(Settings):
     size: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
         "auto", description="Outputs; auto = the classes found."
     )
-    hidden: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(strict=False)] = Field(
+    hidden: Annotated[tuple[Annotated[int, Field(gt=0, le=1_000_000)], ...], Field(strict=False)] = Field(
         (), description="Widths of hidden layers before the last one; none makes a linear head."
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before each linear layer of the head.")
@@ -106,7 +106,7 @@ class HeadSettings(Settings):
 
 # -- images -------------------------------------------------------------------------------------------
 
-Pixels = Annotated[int, Field(gt=0)]
+Pixels = Annotated[int, Field(gt=0, le=10_000)]
 Triple = Annotated[tuple[float, float, float], Field(strict=False)]
 
 
@@ -206,24 +206,24 @@ class SourceSettings(Settings):
 
 class SgdSettings(Settings):
     name: Literal["sgd"] = Field("sgd", description="Stochastic gradient descent.")
-    lr: float = Field(0.01, gt=0, description="Learning rate.")
+    lr: float = Field(0.01, gt=0, le=1e6, description="Learning rate.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum.")
     nesterov: bool = Field(False, description="Nesterov's momentum.")
-    weight_decay: float = Field(0.0, ge=0, description="L2 weight decay on every trained parameter.")
+    weight_decay: float = Field(0.0, ge=0, le=1e6, description="L2 weight decay on every trained parameter.")
 
 
 class AdamSettings(Settings):
     name: Literal["adam"] = Field(description="Adam.")
-    lr: float = Field(0.001, gt=0, description="Learning rate.")
+    lr: float = Field(0.001, gt=0, le=1e6, description="Learning rate.")
     betas: Annotated[tuple[float, float], Field(strict=False)] = Field(
         (0.9, 0.999), description="Decay of the running means of the gradient and of its square."
     )
-    weight_decay: float = Field(0.0, ge=0, description="L2 weight decay, through the gradient.")
+    weight_decay: float = Field(0.0, ge=0, le=1e6, description="L2 weight decay, through the gradient.")
 
 
 class AdamWSettings(AdamSettings):
     name: Literal["adamw"] = Field(description="Adam with decoupled weight decay.")  # type: ignore[assignment]
-    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
+    weight_decay: float = Field(0.01, ge=0, le=1e6, description="Decoupled weight decay.")
 
 
 def _optimizer_name(value: Any) -> str | None:
@@ -322,7 +322,7 @@ class Spec(TrainingSettings):
     task: Literal[tuple(plugins.names("tasks"))] = Field(  # type: ignore[valid-type]
         "classification", description="What is predicted."
     )
-    device: Annotated[Text, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = Field(
+    device: Annotated[Text, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?|mps)$")] = Field(
         "auto", description="auto, cpu, cuda, cuda:1 or mps."
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
