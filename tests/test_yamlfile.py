@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from transferctl import yamlfile
+from transferctl import specfaults, yamlfile
 from transferctl.errors import SpecError
 from transferctl.spec import AdamSettings, Spec, WeightsFile
 
@@ -183,7 +183,7 @@ def test_lines_are_ordered_as_numbers(write):
 )
 def test_any_value_of_any_key_is_told_once_with_key_and_place_in_our_words(write, value):
     path = write(BASE)
-    for name in yamlfile._all_settings():
+    for name in specfaults.all_settings():
         flag = f"{'.'.join(name)}={value}"
         try:
             yamlfile.load(path, [flag])
