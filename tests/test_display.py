@@ -29,6 +29,20 @@ def test_off_a_terminal_progress_is_a_line_every_ten_seconds(monkeypatch: pytest
     assert re.fullmatch(rf"{STAMP} training: 40/100 images, 1/s, 45 s left loss 0.5", second)
 
 
+def test_epochs_of_milliseconds_are_shown_once_a_second_and_all_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+) -> None:
+    clock = iter([10.0, 10.2, 11.1, 11.2])
+    monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
+    shown = Display()
+    with shown.log_to(tmp_path / "log.txt"):
+        for epoch in (1, 2, 3, 4):
+            shown.epoch(f"epoch {epoch}", last=epoch == 4)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line[-1] for line in lines] == ["1", "3", "4"]
+    assert len((tmp_path / "log.txt").read_text().splitlines()) == 4
+
+
 def test_results_go_to_stdout_and_all_else_to_stderr(capsys: Any) -> None:
     shown = Display()
     shown.note("chosen")

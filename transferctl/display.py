@@ -22,6 +22,7 @@ from transferctl import jsontext
 from transferctl.errors import ResourceError
 
 PLAIN_INTERVAL_S = 10.0
+EPOCH_INTERVAL_S = 1.0
 PLAIN_WIDTH = 120
 
 
@@ -32,6 +33,7 @@ class Display:
         self.as_json = as_json
         self.terminal = sys.stderr.isatty()
         self._quiet = False
+        self._epoch_said = 0.0
         self._log: IO[str] | None = None
         self._before_log: list[str] = []
 
@@ -59,6 +61,14 @@ class Display:
     def note(self, text: str) -> None:
         """Something chosen or noticed on the user's behalf."""
         self._line(text, shown=not self._quiet)
+
+    def epoch(self, text: str, last: bool) -> None:
+        """A line an epoch: all of them in the log; where epochs take milliseconds, one a second is shown, and the
+        last."""
+        now = time.monotonic()
+        due = last or now - self._epoch_said >= EPOCH_INTERVAL_S
+        self._epoch_said = now if due else self._epoch_said
+        self._line(text, shown=due and not self._quiet)
 
     def warn(self, text: str) -> None:
         self._line(f"warning: {text}", style="yellow")

@@ -93,7 +93,7 @@ def fit(
                 if save_each_epoch:
                     save_checkpoint(run, model, last, ("best", "last") if is_best else ("last",))
                     run.summary |= {"best": best, "last": last}
-                display.note(_epoch_line(epoch, settings.epochs, sums, val, is_best))
+                display.epoch(_epoch_line(epoch, settings.epochs, sums, val, is_best), epoch == settings.epochs)
     return Fitted(best, last, best_state)
 
 
