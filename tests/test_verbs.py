@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from transferctl import yamlfile
 from transferctl.cli import app
 from transferctl.tasks import classification
 
@@ -312,3 +313,24 @@ def test_the_log_begins_with_what_was_said_before_the_run_folder_existed(
     log = (run_of(answer) / "log.txt").read_text()
     for part in ("target: 3 classes", "device: cpu", "preprocessing: resize", "epoch 3/3", "macro F1"):
         assert part in log
+
+
+def test_the_quick_start_in_short(tmp_path: Path, invoke: Invoke) -> None:
+    """Stage 0, then extraction, then both again with the next seed, and from scratch beside them."""
+    config = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+    settings = ["pretrain.epochs=1", "baseline.epochs=1", "baseline.repeats=2", "epochs=2", "preprocess={crop: 32}"]
+    code, answer = invoke(
+        "extract", config, *(word for text in settings for word in ("--set", text)), "--runs-dir", tmp_path
+    )
+    assert code == 0
+    verbs = [path.name.split("-")[2] for path in sorted(tmp_path.iterdir())]
+    assert sorted(verbs) == ["extract", "extract", "pretrain", "pretrain"]
+    starts = {yamlfile.load(path).spec.backbone.weights.path for path in tmp_path.glob("*-extract-*/spec.yaml")}
+    assert starts == set(tmp_path.glob("*-pretrain-*"))
+    assert json.loads((run_of(answer) / "classes.json").read_text()) == {
+        "source": ["0", "1", "2", "3", "4"],
+        "target": ["5", "6", "7", "8", "9"],
+    }
+    assert (answer["baseline"]["scored_on"], answer["baseline"]["train_samples"]) == ("test", 50)
+    assert [row["seed"] for row in answer["baseline"]["runs"]] == [0, 1]
+    assert answer["baseline"]["runs"][0]["transfer"] == answer["test"]["accuracy"]
