@@ -31,7 +31,7 @@ def test_all_kinds_of_data_problems_come_in_one_pass(spec: Path, tmp_path: Path,
     ):
         assert part in answer["error"]
     assert [Path(one).name for pair in answer["duplicates_across_splits"] for one in pair] == ["0.png", "copy.png"]
-    assert len(answer["unreadable"]) == 2 or "text.png" in answer["error"]
+    assert {Path(text.split(" ")[0]).name for text in answer["unreadable"]} == {"empty.jpg", "text.png"}
 
 
 def test_broken_source_images_are_found_too(spec: Path, tmp_path: Path, image_folder: Any, invoke: Invoke) -> None:
@@ -73,3 +73,35 @@ def test_the_plan_says_what_is_trained_on_what_and_why(spec: Path) -> None:
     ):
         assert line in lines
     assert not list(spec.parent.glob("runs*"))
+
+
+def test_a_run_to_start_from_is_looked_at_as_training_would(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
+    code, answer = invoke("check", spec, "--set", "from=nowhere")
+    assert code == 4
+    assert "nowhere: no such run folder" in answer["error"]
+    _, run = invoke("extract", spec, "--set", "epochs=1", "--runs-dir", tmp_path / "runs")
+    code, _ = invoke("check", spec, "--set", f"from={run['run']}")
+    assert code == 0
+    code, answer = invoke("check", spec, "--set", f"from={run['run']}", "--set", "head.hidden=[3]")
+    assert code == 2
+
+
+@pytest.mark.parametrize("verb", ["check", "extract"])
+def test_an_empty_validation_split_exits_3(verb: str, spec: Path, tmp_path: Path, invoke: Invoke) -> None:
+    for path in (tmp_path / "val" / "bees").iterdir():
+        path.unlink()
+    settings = ["--set", "target.val={path: val, classes: [bees]}"]
+    settings += [] if verb == "check" else ["--runs-dir", tmp_path / "runs"]
+    code, answer = invoke(verb, spec, *settings)
+    assert code == 3
+    assert "target.val: no samples are left" in answer["error"]
+
+
+def test_batchnorm_that_a_pattern_freezes_is_shown_as_such(spec: Path) -> None:
+    settings = ["--set", "frozen=['layer1.*.bn1.*', 'layer2.*', 'bn1.*']"]
+    result = CliRunner().invoke(app, ["check", str(spec), *settings], env={"COLUMNS": "160"})
+    rows = {line.split()[0]: line for line in result.stdout.splitlines() if line.split()}
+    for stage, words in {
+        "stem": "statistics fixed", "layer1": "partly fixed", "layer2": "statistics fixed", "layer3": "batch statistics"
+    }.items():  # fmt: skip
+        assert rows[stage].rstrip().endswith(words)

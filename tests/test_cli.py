@@ -266,6 +266,13 @@ def test_a_closed_pipe_exits_5_without_traceback(spec_file):
     assert "stdout: cannot write: Broken pipe" in said and "Traceback" not in said
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_stderr_that_takes_no_more_exits_5(spec_file):
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "transferctl", "check", spec_file()]
+        assert subprocess.run(command, stdout=full, stderr=full, check=False).returncode == 5
+
+
 @pytest.mark.parametrize("closed", ["1", "2"])
 def test_a_stream_that_is_closed_from_the_start_stops_nothing(spec_file, closed):
     command = ["bash", "-c", f'exec "$0" "$@" {closed}>&-', sys.executable, "-m", "transferctl", "check", spec_file()]

@@ -246,3 +246,11 @@ def test_workers_are_started_where_files_are_decoded_and_there_are_enough(image_
     in_memory = data.load_domain(settings, settings, None, 0, domain="target").train
     assert [loaders.workers_for("auto", split) > 0 for split in (few, many, in_memory)] == [False, True, False]
     assert loaders.workers_for(3, few) == 3
+
+
+def test_an_exclude_pattern_that_matches_nothing_is_an_error(image_folder: Folder) -> None:
+    train = image_folder("train", a=2, b=2)
+    left = folder.load(folder.Settings(path=str(train), exclude=("a/0.png",)), "train", 0)
+    assert len(left) == 3
+    with pytest.raises(DataError, match=r"`exclude` names what is not there: nomatch\.gif"):
+        folder.load(folder.Settings(path=str(train), exclude=("a/0.png", "nomatch.gif")), "train", 0)

@@ -29,6 +29,22 @@ def test_off_a_terminal_progress_is_a_line_every_ten_seconds(monkeypatch: pytest
     assert re.fullmatch(rf"{STAMP} training: 40/100 images, 1/s, 45 s left loss 0.5", second)
 
 
+def test_quietly_hides_results_and_notes_but_neither_warnings_nor_progress(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(display, "PLAIN_INTERVAL_S", 0.0)
+    shown = Display()
+    with shown.log_to(tmp_path / "log.txt"), shown.quietly(), shown.progress("training", 2) as progress:
+        shown.note("chosen")
+        shown.result("runs/1")
+        shown.warn("odd")
+        progress.advance(1)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert [line.split(" ", 2)[2][:8] for line in captured.err.splitlines()] == ["warning:", "training"]
+    assert "chosen" in (tmp_path / "log.txt").read_text() and "runs/1" in (tmp_path / "log.txt").read_text()
+
+
 def test_epochs_of_milliseconds_are_shown_once_a_second_and_all_in_the_log(
     monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
 ) -> None:

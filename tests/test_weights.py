@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from transferctl import data, errors, pipeline, weights
+from transferctl import data, errors, pipeline, starting, weights
 from transferctl.backbones import torchvision as plugin
 from transferctl.datasets import folder
 from transferctl.display import Display
@@ -205,9 +205,9 @@ def _aligned(source: Path) -> data.DomainData:
     backbone, head = plugin.build("squeezenet1_1", image_size=32, outputs=len(_NAMES))
     assert head is not None
     model = TransferModel("torchvision", backbone, Preprocessing(36, 32), "classification")
-    model.add_pretrained_head("source", head, [names[0] for names in _NAMES])
+    model.add_made_head("source", head, [names[0] for names in _NAMES], {"kind": "pretrained", "named": True})
     domain = data.load_domain(folder.Settings(path=str(source)), 0.5, None, 0, domain="source")
-    return pipeline.align_source(domain, model, _NAMES, 0, Display())
+    return starting.align_source(domain, model, _NAMES, 0, Display())
 
 
 def test_source_folders_go_to_the_outputs_of_their_id_or_name(image_folder: Callable[..., Path]) -> None:

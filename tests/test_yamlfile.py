@@ -468,3 +468,12 @@ def test_anything_gives_a_spec_or_a_spec_error(tmp_path, content, with_base, fla
     except SpecError as error:
         assert error.problems
         assert all(problem.message and problem.where for problem in error.problems)
+
+
+def test_what_torch_would_refuse_of_an_optimizer_is_told_at_its_line(tmp_path: Path) -> None:
+    text = "backbone: a\ntarget: {train: t}\noptimizer: {name: sgd, momentum: 0, nesterov: true}\n"
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(SpecError, match=r"s\.yaml:3: optimizer\.nesterov: needs a momentum greater than 0"):
+        yamlfile.load(tmp_path / "s.yaml")
+    with pytest.raises(SpecError, match=r"optimizer\.betas\[0\]: must be less than 1, not 2"):
+        yamlfile.load(tmp_path / "s.yaml", ["optimizer={name: adam, betas: [2, 0.9]}"])

@@ -50,8 +50,7 @@ def compare(
 def _from_scratch(spec: Spec, epochs: int, target: DomainData, compute: Compute, display: Display) -> float:
     """Accuracy of the same architecture, trained as `pretrain` says, on the target images alone."""
     task = pipeline.task_of(spec)
-    backbone = spec.backbone.model_copy(update={"weights": "none"})
-    start = pipeline.load_backbone(spec.model_copy(update={"backbone": backbone}))
+    start = pipeline.load_backbone(pipeline.from_random_weights(spec))
     model = TransferModel(spec.backbone.library, start.backbone, start.preprocessing, spec.task)
     model.add_new_head("target", target.classes, hidden=spec.head.hidden, dropout=spec.head.dropout, seed=spec.seed)
     model.freeze("none", batchnorm_trains=True)
@@ -67,7 +66,7 @@ def _from_scratch(spec: Spec, epochs: int, target: DomainData, compute: Compute,
         task=task, preprocessing=model.preprocessing, batch_size=SCORING_BATCH, workers=workers,
     )  # fmt: skip
     validation = partial(batches_of, target.val)
-    fitted = training.fit(model, task, settings, stream, validation, model.features, compute, display)
+    fitted = training.fit(model, task, settings, stream, validation, model.features, compute, display, seed=spec.seed)
     model.load_state_dict(fitted.best_state, strict=False)
     scored = target.val if target.test is None else target.test
     return float(scoring.measure(model, task, batches_of(scored), model.features, compute)["accuracy"])

@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from transferctl import data, loaders, objective, pipeline
+from transferctl import data, loaders, objective, pipeline, starting
 from transferctl.data import DomainData
 from transferctl.display import Display
 from transferctl.errors import DataError, TransferctlError
-from transferctl.images import printable
+from transferctl.images import counted, printable
 from transferctl.loaders import Audit
-from transferctl.model import TransferModel
+from transferctl.model import TransferModel, in_words
 from transferctl.spec import Spec
 
 SHOWN_DUPLICATES = 10
@@ -71,7 +72,9 @@ def _show_plan(spec: Spec, domains: Mapping[str, DomainData], display: Display) 
     pipeline.check_head_size(spec, target.classes)
     compute = pipeline.chosen_device(spec, display)
     model = _model(spec, domains, display)
-    display.table(f"Stages of {spec.backbone.name} under frozen: {spec.frozen}", _STAGE_COLUMNS, stage_rows(model))
+    display.table(
+        f"Stages of {spec.backbone.name} under frozen: {in_words(spec.frozen)}", _STAGE_COLUMNS, stage_rows(model)
+    )
     display.table("Plan", ["", ""], _plan(spec, model, str(compute)))
     return {
         "classes": {row[0]: row[1:] for row in counts},
@@ -82,23 +85,14 @@ def _show_plan(spec: Spec, domains: Mapping[str, DomainData], display: Display) 
 
 def _model(spec: Spec, domains: Mapping[str, DomainData], display: Display) -> TransferModel:
     """As fine-tuning would start, but for stage 0, which is not run: random weights stand in for its result."""
-    stage0 = spec.backbone.weights == "source"
-    start = pipeline.load_backbone(_random_instead_of_source(spec))
-    model = pipeline.transfer_model(spec, start, domains["target"].classes, display)
+    stage0 = spec.backbone.weights == "source" and not spec.from_run
+    source = None if stage0 else domains.get("source")
+    start = pipeline.from_random_weights(spec) if stage0 else spec
+    model, _, _ = starting.model(start, domains["target"], source, display)
     if stage0 and "source" in domains:
         model.add_new_head("source", domains["source"].classes, hidden=(), dropout=0.0, seed=spec.seed)
-    elif "source" in domains:
-        pipeline.align_source(domains["source"], model, start.head_names, spec.seed, display)
-    elif "source" in model.heads:
-        model.heads["source"].requires_grad_(False)
     model.freeze(spec.frozen, batchnorm_trains=pipeline.batchnorm_trains(spec))
-    return model
-
-
-def _random_instead_of_source(spec: Spec) -> Spec:
-    if spec.backbone.weights != "source":
-        return spec
-    return spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"weights": "none"})})
+    return model.train()
 
 
 def _class_counts(target: DomainData) -> list[list[Any]]:
@@ -108,20 +102,24 @@ def _class_counts(target: DomainData) -> list[list[Any]]:
 
 
 _STAGE_COLUMNS = ["stage", "parameters", "trained", "BatchNorm"]
+_STATISTICS = {
+    frozenset(): "none",
+    frozenset({True}): "batch statistics",
+    frozenset({False}): "statistics fixed",
+    frozenset({True, False}): "partly fixed",
+}
 
 
 def stage_rows(model: TransferModel) -> list[list[Any]]:
     """A row a stage, then the heads: parameters, how many are trained, what BatchNorm's statistics do."""
     parameters = dict(model.backbone.net.named_parameters())
-    buffers = [name for name, _ in model.backbone.net.named_buffers() if name.endswith("running_mean")]
+    norms = {name: m.training for name, m in model.backbone.net.named_modules() if isinstance(m, _BatchNorm)}
     rows: list[list[Any]] = []
     for stage in model.backbone.stages():
         own = [p for name, p in parameters.items() if stage.owns(name)]
         trained = sum(p.numel() for p in own if p.requires_grad)
-        has_batchnorm = any(stage.owns(name) for name in buffers)
-        moving = trained and model.batchnorm_trains
-        statistics = ("batch statistics" if moving else "statistics fixed") if has_batchnorm else "none"
-        rows.append([stage.name, sum(p.numel() for p in own), trained, statistics])
+        moving = {training for name, training in norms.items() if stage.owns(name)}
+        rows.append([stage.name, sum(p.numel() for p in own), trained, _STATISTICS[frozenset(moving)]])
     for domain, head in sorted(model.heads.items()):
         sizes = [(p.numel(), p.requires_grad) for p in head.parameters()]
         rows.append([f"{domain} head", sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained), "none"])
@@ -132,7 +130,7 @@ def _plan(spec: Spec, model: TransferModel, compute: str) -> list[list[str]]:
     target_weight = 1.0 if spec.target_weight is None else spec.target_weight
     weights = {name: settings.weight for name, settings in spec.penalties.chosen().items()}
     symbols = objective.in_symbols(spec.source is not None, target_weight, weights)
-    stage0 = ["stage 0", f"pretrain on source: min over θ of L_S, {spec.pretrain.epochs} epochs"]
+    stage0 = ["stage 0", f"pretrain on source: min over θ of L_S, {counted(spec.pretrain.epochs, 'epoch')}"]
     return [
         *([stage0] if spec.backbone.weights == "source" else []),
         ["extract", "trains the target head alone: min over the head of L_T on frozen features"],
@@ -142,7 +140,7 @@ def _plan(spec: Spec, model: TransferModel, compute: str) -> list[list[str]]:
         [
             "optimizer",
             f"{spec.optimizer.name}, lr {spec.optimizer.lr:g}, {spec.schedule}, "
-            f"{spec.epochs} epochs of batches ≤ {spec.batch_size}",
+            f"{counted(spec.epochs, 'epoch')} of batches ≤ {spec.batch_size}",
         ],
         ["device", compute],
     ]
@@ -153,7 +151,10 @@ def _read_everything(
 ) -> dict[str, list[Audit]]:
     """Every split of every domain, read once; what stops training there goes to `problems`."""
     audits = {
-        name: [loaders.audit(split, loaders.workers_for(spec.workers, split), display) for split in domain.splits()]
+        name: [
+            loaders.audit(split, loaders.workers_for(spec.workers, split), display, hashed=True)
+            for split in domain.splits()
+        ]
         for name, domain in domains.items()
     }
     broken = [sample for found in audits.values() for audit in found for sample in audit.broken.values()]
@@ -162,7 +163,7 @@ def _read_everything(
     elif broken:
         for name, domain in domains.items():
             try:
-                pipeline.without_broken(domain, audits[name], display)
+                pipeline.without_broken(domain, name, audits[name], display)
             except DataError as error:
                 problems.append(str(error))
     return audits

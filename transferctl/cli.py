@@ -206,7 +206,8 @@ def _run(
 
 def _fail(display: Display, code: ExitCode, message: str, numbers: dict[str, Any] | None = None) -> NoReturn:
     message = message.encode("utf-8", "backslashreplace").decode()  # names on disk may be no text
-    display.error(message)
+    with contextlib.suppress(TransferctlError):  # stderr takes no more
+        display.error(message)
     with contextlib.suppress(TransferctlError):  # stdout takes no more; told above
         display.json((numbers or {}) | {"status": "failed", "exit_code": int(code), "error": message})
     sys.exit(int(code))
@@ -226,14 +227,14 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
     except Exception as error:
-        from transferctl.display import Display, silence_stdout
+        from transferctl.display import Display, silence
 
         code, message = ending(error)
         if hasattr(error, "format_message"):  # typer's usage errors; which class it is depends on its version
             command = getattr(getattr(error, "ctx", None), "command_path", "transferctl")
             code, message = ExitCode.SPEC, f"{error.format_message().rstrip('.')}; see {command} --help"
         elif isinstance(error, OSError):
-            silence_stdout()
+            silence(sys.stdout)
             message = f"stdout: cannot write: {error.strerror}"
         _fail(Display("--json" in sys.argv), code, message)
 

@@ -55,13 +55,14 @@ class Split:
 
 @dataclass(frozen=True)
 class DomainData:
-    """classes: the class map, names in output order."""
+    """classes: the class map, names in output order; skipped: unreadable samples that were left out."""
 
     classes: tuple[str, ...]
     train: Split
     val: Split
     test: Split | None
     notes: tuple[str, ...]
+    skipped: int = 0
 
     def splits(self) -> list[Split]:
         return [self.train, self.val, *([] if self.test is None else [self.test])]
@@ -143,6 +144,8 @@ def _open(settings: DataSettings, label: str, role: str, seed: int) -> _Opened:
             raise DataError(f"{label}: no class {shown(unknown)}; there are {shown(dataset.class_names, 12)}")
         wanted = [dataset.class_names.index(name) for name in settings.classes]
         kept = kept[np.isin(dataset.labels, wanted)]
+    if not len(kept):
+        raise DataError(f"{label}: no samples are left of the classes that it names; add some, or leave it out")
     if settings.per_class is not None:
         kept = _draw_per_class(dataset, kept, settings.per_class, seed)
     return _Opened(dataset, kept, [f"{label}: {note}" for note in dataset.notes])

@@ -60,7 +60,7 @@ class Display:
 
     def note(self, text: str) -> None:
         """Something chosen or noticed on the user's behalf."""
-        self._line(text, shown=not self._quiet)
+        self.line(text, shown=not self._quiet)
 
     def epoch(self, text: str, last: bool) -> None:
         """A line an epoch: all of them in the log; where epochs take milliseconds, one a second is shown, and the
@@ -68,20 +68,28 @@ class Display:
         now = time.monotonic()
         due = last or now - self._epoch_said >= EPOCH_INTERVAL_S
         self._epoch_said = now if due else self._epoch_said
-        self._line(text, shown=due and not self._quiet)
+        self.line(text, shown=due and not self._quiet)
 
     def warn(self, text: str) -> None:
-        self._line(f"warning: {text}", style="yellow")
+        self.line(f"warning: {text}", style="yellow")
 
     def error(self, text: str) -> None:
         for line in text.splitlines():
-            self._line(f"error: {line}", style="red")
+            self.line(f"error: {line}", style="red")
 
-    def _line(self, text: str, style: str = "", shown: bool = True) -> None:
+    def line(self, text: str, style: str = "", shown: bool = True) -> None:
+        """A line with its time, on stderr and in the log. Raises ResourceError where stderr takes no more."""
         stamp = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
         self._to_log(f"{stamp} {text}\n")
         if not shown:
             return
+        try:
+            self._write(stamp, text, style)
+        except OSError as error:
+            silence(sys.stderr)
+            raise ResourceError(f"stderr: cannot write: {error.strerror}") from None
+
+    def _write(self, stamp: str, text: str, style: str) -> None:
         if self.terminal:  # wrapped at words; a path that is longer than the line stays whole, to be copied
             self._stderr.print(text, style=style or None, markup=False, highlight=False, overflow="ignore", crop=False)
         else:
@@ -105,11 +113,12 @@ class Display:
             with Path(os.devnull).open("w") as nowhere:
                 yield nowhere
             return
+        name = "stderr" if self.as_json else "stdout"
         try:
-            yield sys.stderr if self.as_json else sys.stdout
+            yield getattr(sys, name)
         except OSError as error:
-            silence_stdout()
-            raise ResourceError(f"stdout: cannot write: {error.strerror}") from None
+            silence(getattr(sys, name))
+            raise ResourceError(f"{name}: cannot write: {error.strerror}") from None
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """A table of results; columns whose cells all are numbers are set to the right."""
@@ -142,7 +151,7 @@ class Display:
             try:
                 print(jsontext.dumps(values), flush=True)
             except OSError as error:
-                silence_stdout()
+                silence(sys.stdout)
                 raise ResourceError(f"stdout: cannot write: {error.strerror}") from None
 
     @property
@@ -203,7 +212,7 @@ class _PlainProgress(Progress):
         rate = self._done / (now - self._start)
         left = (self._total - self._done) / max(rate, 1e-9)
         done = f"{self._done:,}/{self._total:,} {self._unit}, {rate:,.0f}/s, {left:.0f} s left"
-        self._display.note(f"{self._what}: {done} {detail}".rstrip())
+        self._display.line(f"{self._what}: {done} {detail}".rstrip())
 
 
 def _console(file: IO[str]) -> Any:
@@ -218,10 +227,10 @@ def _console(file: IO[str]) -> Any:
     return OurConsole(file=file, width=width)
 
 
-def silence_stdout() -> None:
+def silence(stream: IO[str]) -> None:
     """What is still in its buffer must not fail again when the interpreter ends."""
     with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _cell(value: object) -> str:

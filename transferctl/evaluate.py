@@ -59,7 +59,7 @@ def run(
     scored = _data(spec, model.classes[domain], domain, split, data_path, display)
     if spec.on_bad_sample == "skip":
         audit = loaders.audit(scored, loaders.workers_for(spec.workers, scored), display)
-        scored = pipeline.readable_rows(audit, display)
+        scored = pipeline.readable_rows(audit, f"{domain}.{scored.name}", display)
     if data_path is None:
         own = spec.target if domain == "target" else spec.source
         assert own is not None

@@ -24,21 +24,22 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     """Compute features once, train the head, keep the best by validation, score test data once."""
     target = pipeline.load_target(spec, display)
     compute = pipeline.chosen_device(spec, display)
-    asked = spec
-    spec = pretrain.ensure_source(spec, runs_dir, display)
-    start = pipeline.load_backbone(spec)
+    start = pipeline.load_backbone(pretrain.ensure_source(spec, runs_dir, display))
     task = pipeline.task_of(spec)
     model = pipeline.transfer_model(spec, start, target.classes, display)
     model.freeze("all", batchnorm_trains=False)
-    _freeze_source_head(model)
+    model.freeze_head("source")
     model.to(compute.device)
-    unused = ("from_run", "frozen", "batchnorm", "target_weight", "penalties", "augment")
+    unused = ["from_run", "frozen", "batchnorm", "target_weight", "penalties", "augment"]
+    unused += ["source"] if spec.backbone.weights != "source" else []
+    unused += ["pretrain"] if spec.backbone.weights != "source" and spec.baseline is None else []
     pipeline.say_unused(spec, unused, "extract (the backbone is frozen, features are computed once)", display)
     display.note(f"objective: min over the head of L_T on frozen features, {spec.epochs} epochs")
     with (
         runs.start(runs_dir, "extract", spec.name, yamlfile.dump(spec), display) as folder,
         pipeline.naming_all_broken(target.splits(), spec, display),
     ):
+        folder.summary |= {"start": start.origin, "skipped": target.skipped}
         results.describe_run(folder, spec.seed, compute, model, target.named_splits("target"))
         tables = _tables(spec, model, task, target, compute, display)
         fitted = _fit_head(spec, model, task, tables["train"], tables["val"], compute, display, folder)
@@ -48,14 +49,9 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
                            Features, compute, display)  # fmt: skip
         if spec.baseline:
             again = partial(run, runs_dir=runs_dir, display=display)
-            folder.summary["baseline"] = baseline.compare(asked, folder.summary, again, compute, display)
+            folder.summary["baseline"] = baseline.compare(spec, folder.summary, again, compute, display)
     display.result(str(folder.path))
     return folder.summary
-
-
-def _freeze_source_head(model: TransferModel) -> None:
-    if "source" in model.heads:
-        model.heads["source"].requires_grad_(False)
 
 
 def _tables(
@@ -83,8 +79,9 @@ def _fit_head(
     stream = features.training_stream(train, batch_size=spec.batch_size, epochs=spec.epochs, seed=spec.seed)
     validation = partial(features.evaluation_batches, val)
     return training.fit(
-        model, task, spec, stream, validation, Features, compute, display, run=folder, save_each_epoch=False
-    )
+        model, task, spec, stream, validation, Features, compute, display,
+        seed=spec.seed, run=folder, save_each_epoch=False,
+    )  # fmt: skip
 
 
 def _save(folder: Run, model: TransferModel, fitted: Fitted) -> None:

@@ -7,25 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from transferctl import (
-    checkpoint,
     loaders,
     objective,
     pipeline,
     plugins,
-    preprocess,
     pretrain,
     results,
     runs,
     scoring,
+    starting,
     training,
     yamlfile,
 )
 from transferctl.contracts import Penalty
-from transferctl.data import DomainData
 from transferctl.display import Display
-from transferctl.errors import CheckpointError, Problem, SpecError
-from transferctl.model import TransferModel, preprocessing_of, restore
-from transferctl.spec import HeadSettings, Spec
+from transferctl.model import TransferModel, in_words
+from transferctl.spec import Spec
 
 SCORING_BATCH = 256
 
@@ -36,7 +33,11 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     source = pipeline.load_source(spec, display) if spec.source else None
     compute = pipeline.chosen_device(spec, display)
     task = pipeline.task_of(spec)
-    spec, model, source = _start(spec, runs_dir, target, source, display)
+    model, source, origin = starting.model(
+        spec if spec.from_run else pretrain.ensure_source(spec, runs_dir, display), target, source, display
+    )
+    if spec.from_run:
+        spec = spec.model_copy(update={"head": starting.head_settings(model)})
     model.freeze(spec.frozen, batchnorm_trains=pipeline.batchnorm_trains(spec))
     model.to(compute.device)
     target_weight = 1.0 if spec.target_weight is None else spec.target_weight
@@ -44,10 +45,12 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     weights = {name: penalty.weight for name, penalty in penalties.items()}
     display.note(f"objective: {objective.in_symbols(source is not None, target_weight, weights)}")
     display.note(_what_is_trained(model, spec))
-    pipeline.say_unused(spec, ("baseline",), "finetune", display)
+    stage0 = spec.backbone.weights == "source" and not spec.from_run
+    pipeline.say_unused(spec, ["baseline", *([] if stage0 else ["pretrain"])], "finetune", display)
     splits = target.named_splits("target") | (source.named_splits("source") if source else {})
     with pipeline.naming_all_broken(list(splits.values()), spec, display):
-        pipeline.read_ahead(target.splits()[1:], spec, display)
+        late = [*target.splits()[1:], *([source.val] if source else [])]
+        pipeline.read_ahead(late, spec, display)
     workers = loaders.workers_for(spec.workers, target.train)
     stream = loaders.training_stream(
         target.train, source.train if source else None, task, model.preprocessing, pipeline.augmentation(spec),
@@ -63,75 +66,20 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
         pipeline.naming_all_broken(list(splits.values()), spec, display),
     ):
         results.describe_run(folder, spec.seed, compute, model, splits)
-        folder.summary |= {"from": str(spec.from_run) if spec.from_run else None}
+        folder.summary |= {"start": origin, "skipped": target.skipped + (source.skipped if source else 0)}
         fitted = training.fit(
             model, task, spec, stream, partial(batches_of, target.val), model.features, compute, display,
-            target_weight=target_weight, penalties=penalties, run=folder,
+            seed=spec.seed, target_weight=target_weight, penalties=penalties, run=folder,
         )  # fmt: skip
         model.load_state_dict(fitted.best_state, strict=False)
         scoring.score_best(folder, model, task, target, batches_of, model.features, compute, display)
+        if source:
+            kept = scoring.measure(model, task, batches_of(source.val), model.features, compute, "source")
+            folder.summary["source"] = kept
+            folder.log_metrics(split="source_val", **results.headline(kept))
+            results.show_metrics(display, "Source validation, with the same model", kept)
     display.result(str(folder.path))
     return folder.summary
-
-
-def _start(
-    spec: Spec, runs_dir: Path, target: DomainData, source: DomainData | None, display: Display
-) -> tuple[Spec, TransferModel, DomainData | None]:
-    """The model as it starts, the source data mapped to its source head, and the spec with what was settled."""
-    names: pipeline.Names
-    if spec.from_run:
-        model = _continue_from(spec.from_run, spec, target, display)
-        spec = spec.model_copy(update={"head": _head_settings(model)})
-        names = [(name,) for name in model.classes.get("source", ())]
-    else:
-        spec = pretrain.ensure_source(spec, runs_dir, display)
-        start = pipeline.load_backbone(spec)
-        model, names = pipeline.transfer_model(spec, start, target.classes, display), start.head_names
-    if source:
-        source = pipeline.align_source(source, model, names, spec.seed, display)
-    elif "source" in model.heads:
-        model.heads["source"].requires_grad_(False)  # kept as pretrained: nothing here trains it
-    return spec, model, source
-
-
-def _continue_from(run: Path, spec: Spec, target: DomainData, display: Display) -> TransferModel:
-    """A run's best model. Its architecture, head and class map must be the spec's; its preprocessing holds
-    where the spec does not say otherwise."""
-    saved = checkpoint.load(run)
-    its_own = preprocessing_of(saved)
-    model = restore(saved, preprocess.resolve(spec.preprocess, its_own))
-    if "target" not in model.heads:
-        raise CheckpointError(f"{run}: has no target head (is it a pretrain run? then use backbone.weights: {run})")
-    if model.backbone.name != spec.backbone.name:
-        raise CheckpointError(f"{run}: holds a {model.backbone.name}, the spec asks for {spec.backbone.name}")
-    if model.classes["target"] != target.classes:
-        raise CheckpointError(
-            f"{run}: its classes ({', '.join(model.classes['target'][:5])} …) are not those of target.train "
-            f"({', '.join(target.classes[:5])} …)"
-        )
-    _refuse_another_head(spec.head, _head_settings(model))
-    pipeline.compare_with_run(run, "target", spec.target.val, target.val, display)
-    display.note(f"start: {saved.path}, target head included; backbone.weights is not used")
-    note = "as in that run" if model.preprocessing == its_own else f"as the spec says; that run had {its_own}"
-    display.note(f"preprocessing: {model.preprocessing} ({note})")
-    return model
-
-
-def _head_settings(model: TransferModel) -> HeadSettings:
-    made_of = model.heads_made_of["target"]
-    return HeadSettings(size=made_of["outputs"], hidden=tuple(made_of["hidden"]), dropout=made_of["dropout"])
-
-
-def _refuse_another_head(asked: HeadSettings, found: HeadSettings) -> None:
-    """A head that the spec describes and the run does not have; what the spec leaves out is the run's."""
-    problems = [
-        Problem(f"head.{key}", f"is {getattr(asked, key)}, but the head of the run that it starts from has "
-                f"{getattr(found, key)}; remove it, or start without `from`")
-        for key in ("hidden", "dropout")
-        if key in asked.model_fields_set and getattr(asked, key) != getattr(found, key)
-    ]  # fmt: skip
-    if problems:
-        raise SpecError(problems)
 
 
 def _penalties(spec: Spec, model: TransferModel) -> dict[str, Penalty]:
@@ -148,6 +96,6 @@ def _what_is_trained(model: TransferModel, spec: Spec) -> str:
     total = sum(p.numel() for p in model.parameters())
     statistics = "those of the batch" if model.batchnorm_trains else "as pretrained"
     return (
-        f"frozen: {spec.frozen}; {trained:,} of {total:,} parameters train; "
+        f"frozen: {in_words(spec.frozen)}; {trained:,} of {total:,} parameters train; "
         f"BatchNorm statistics of thawed stages: {statistics}"
     )

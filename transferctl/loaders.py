@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, NamedTuple
@@ -49,14 +49,19 @@ def workers_for(asked: int | str, split: Split) -> int:
 
 
 def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """One pass over n samples in random order, cut into equal batches of at most batch_size: no batch is
-    a leftover of one sample, which BatchNorm could not take."""
+    """One pass over n samples in random order, cut into equal batches."""
     order = np.random.default_rng([seed, epoch]).permutation(n)
     return np.array_split(order, steps_per_epoch(n, batch_size))
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
-    return -(-n // batch_size)
+    """So many that a batch has at most batch_size samples; but no batch of several is a leftover of one, which
+    BatchNorm could not take: of an odd number in pairs, the odd one makes a three."""
+    return max(n // 2, 1) if batch_size == 2 else _parts(n, batch_size)
+
+
+def _parts(n: int, size: int) -> int:
+    return -(-n // size)
 
 
 def cycle(n: int, seed: int) -> Iterator[tuple[int, int]]:
@@ -74,9 +79,13 @@ class Stream:
     """Every training step in order, in one stream, so that workers start once. An epoch is one pass over the
     target (over the source where there is no target); samples_per_epoch counts both domains."""
 
-    batches: Iterator[Batch]
+    batches: Generator[Batch]
     steps_per_epoch: int
     samples_per_epoch: int
+
+    def close(self) -> None:
+        """End the worker processes."""
+        self.batches.close()
 
 
 class _Images:
@@ -155,27 +164,27 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """The split in order, once, without augmentation. Raises BrokenSamples."""
     images = _Images([split], preprocessing, None, 0)
-    chunks = np.array_split(np.arange(len(split)), steps_per_epoch(len(split), batch_size))
+    chunks = np.array_split(np.arange(len(split)), _parts(len(split), batch_size))
     return _batches(images, ([(0, 0, int(position)) for position in chunk] for chunk in chunks), task, workers)
 
 
 @dataclass(frozen=True)
 class Audit:
     """What a pass over a split found. broken: by position; digests: SHA-256 of each sample's content, uint8
-    [n, 32], zeros where it could not be read."""
+    [n, 32], zeros where it was not asked for or could not be read."""
 
     split: Split
     broken: Mapping[int, Unreadable]
     digests: np.ndarray
 
 
-def audit(split: Split, workers: int, display: Display) -> Audit:
-    """Decode and hash every sample of a split once."""
-    chunks = np.array_split(np.arange(len(split)), max(1, steps_per_epoch(len(split), AUDIT_CHUNK)))
+def audit(split: Split, workers: int, display: Display, *, hashed: bool = False) -> Audit:
+    """Decode every sample of a split once; `hashed`: take its digest too."""
+    chunks = np.array_split(np.arange(len(split)), max(1, _parts(len(split), AUDIT_CHUNK)))
     broken: dict[int, Unreadable] = {}
     digests = np.zeros((len(split), 32), dtype=np.uint8)
     with display.progress(f"reading {split.name}", len(split)) as progress:
-        for positions, rows in zip(chunks, _loader(_Probe(split), chunks, workers), strict=True):
+        for positions, rows in zip(chunks, _loader(_Probe(split, hashed), chunks, workers), strict=True):
             for position, found in zip(positions.tolist(), rows, strict=True):
                 if isinstance(found, Unreadable):
                     broken[position] = found
@@ -188,14 +197,14 @@ def audit(split: Split, workers: int, display: Display) -> Audit:
 class _Probe:
     """What the workers run for an audit: a position -> the sample's digest, or why it cannot be read."""
 
-    def __init__(self, split: Split):
-        self.split = split
+    def __init__(self, split: Split, hashed: bool):
+        self.split, self.hashed = split, hashed
 
     def __getitem__(self, position: int) -> bytes | Unreadable:
         index = int(self.split.indices[position])
         try:
             self.split.dataset.read(index)
-            return bytes.fromhex(self.split.dataset.content_hash(index))
+            return bytes.fromhex(self.split.dataset.content_hash(index)) if self.hashed else bytes(32)
         except BadSample as error:
             return Unreadable(self.split.sample_name(int(position)), str(error))
 
@@ -211,7 +220,7 @@ def broken_error(broken: Sequence[Unreadable]) -> BrokenSamples:
     return BrokenSamples("\n".join(lines))
 
 
-def _batches(images: _Images, steps: Iterator[list[Key]], task: Task, workers: int) -> Iterator[Batch]:
+def _batches(images: _Images, steps: Iterator[list[Key]], task: Task, workers: int) -> Generator[Batch]:
     for rows in _loader(images, steps, workers):
         if broken := [row.image for row in rows if isinstance(row.image, Unreadable)]:
             raise broken_error(broken)

@@ -40,15 +40,23 @@ class TransferModel(nn.Module):
         task = plugins.load("tasks", self.task)
         with keyed_randomness(seed, "head", domain):
             head = task.head(self.backbone.feature_dim, len(classes), hidden=hidden, dropout=dropout)
-        self._set_head(domain, head, classes, {"kind": "new", "hidden": list(hidden), "dropout": dropout})
+        made_of = {"kind": "new", "named": True, "hidden": list(hidden), "dropout": dropout}
+        self.add_made_head(domain, head, classes, made_of)
 
-    def add_pretrained_head(self, domain: str, head: nn.Module, classes: Sequence[str]) -> None:
-        self._set_head(domain, head, classes, {"kind": "pretrained"})
-
-    def _set_head(self, domain: str, head: nn.Module, classes: Sequence[str], made_of: dict[str, Any]) -> None:
+    def add_made_head(self, domain: str, head: nn.Module, classes: Sequence[str], made_of: dict[str, Any]) -> None:
+        """made_of: as `heads_made_of` has it; without `named`, the classes are numbers for want of names."""
         self.heads[domain] = head
         self.classes[domain] = tuple(classes)
         self.heads_made_of[domain] = made_of | {"outputs": len(classes)}
+
+    def class_names(self, domain: str) -> tuple[str, ...]:
+        """A head's class names; none where there is no such head, or it came without names."""
+        return self.classes[domain] if self.heads_made_of.get(domain, {}).get("named") else ()
+
+    def freeze_head(self, domain: str) -> None:
+        """Kept as it is, if there is one: nothing trains it."""
+        if domain in self.heads:
+            self.heads[domain].requires_grad_(False)
 
     def features(self, images: Tensor) -> Features:
         """images: uint8 [N, 3, H, W]. The backbone's own arithmetic may be bf16; heads and losses are fp32."""
@@ -89,6 +97,10 @@ class TransferModel(nn.Module):
         }
 
 
+def in_words(frozen: str | Sequence[str]) -> str:
+    return frozen if isinstance(frozen, str) else ", ".join(frozen)
+
+
 def frozen_parameters(backbone: Any, frozen: str | Sequence[str]) -> set[str]:
     """Names of the parameters that `frozen` names. Raises SpecError where it names nothing."""
     names = [name for name, _ in backbone.net.named_parameters()]
@@ -112,7 +124,7 @@ def _up_to_stage(backbone: Any, names: Sequence[str], last: str) -> set[str]:
     stage_names = [stage.name for stage in stages]
     if last not in stage_names:
         near = difflib.get_close_matches(last, stage_names, 1, 0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise SpecError.at(
             "frozen",
             f"{backbone.name} has no stage {last!r}{hint} It has {', '.join(stage_names)}; or write none or all",
@@ -149,7 +161,8 @@ def restore(checkpoint: Checkpoint, preprocessing: Preprocessing | None = None) 
         for domain, made_of in heads.items():
             if made_of["kind"] == "pretrained":
                 _, head = plugin.build(architecture, image_size=preprocessing.crop, outputs=made_of["outputs"])
-                model.add_pretrained_head(domain, head, made_of["classes"])
+                kept = {key: value for key, value in made_of.items() if key != "classes"}
+                model.add_made_head(domain, head, made_of["classes"], kept)
             else:
                 sizes = {"hidden": made_of["hidden"], "dropout": made_of["dropout"]}
                 model.add_new_head(domain, made_of["classes"], **sizes, seed=0)

@@ -44,7 +44,7 @@ def load_target(spec: Spec, display: Display) -> DomainData:
     domain = data.load_domain(target.train, target.val, target.test, spec.seed, domain="target")
     say_data(domain, "target", display)
     check_head_size(spec, domain.classes)
-    return _readable(spec, domain, display)
+    return _readable(spec, domain, "target", display)
 
 
 def load_source(spec: Spec, display: Display) -> DomainData:
@@ -52,7 +52,7 @@ def load_source(spec: Spec, display: Display) -> DomainData:
         raise SpecError.at("source", "is missing, and there is nothing to pretrain on without it")
     domain = data.load_domain(spec.source.train, spec.source.val, None, spec.seed, domain="source")
     say_data(domain, "source", display)
-    return _readable(spec, domain, display)
+    return _readable(spec, domain, "source", display)
 
 
 def say_data(domain: DomainData, name: str, display: Display) -> None:
@@ -68,31 +68,33 @@ def check_head_size(spec: Spec, classes: Sequence[str]) -> None:
         raise SpecError.at("head.size", message)
 
 
-def _readable(spec: Spec, domain: DomainData, display: Display) -> DomainData:
+def _readable(spec: Spec, domain: DomainData, name: str, display: Display) -> DomainData:
     if spec.on_bad_sample == "stop":
         return domain
     audits = [loaders.audit(split, loaders.workers_for(spec.workers, split), display) for split in domain.splits()]
-    return without_broken(domain, audits, display)
+    return without_broken(domain, name, audits, display)
 
 
-def without_broken(domain: DomainData, audits: Sequence[Audit], display: Display) -> DomainData:
+def without_broken(domain: DomainData, name: str, audits: Sequence[Audit], display: Display) -> DomainData:
     """The domain less its broken samples, each named. Raises DataError where too little is left."""
-    kept = {audit.split.name: readable_rows(audit, display) for audit in audits}
+    kept = {audit.split.name: readable_rows(audit, f"{name}.{audit.split.name}", display) for audit in audits}
     missing = set(range(len(domain.classes))) - set(np.unique(kept["train"].labels).tolist())
     if missing:
-        raise DataError(f"no readable training sample is left of {shown([domain.classes[i] for i in sorted(missing)])}")
-    return replace(domain, train=kept["train"], val=kept["val"], test=kept.get("test"))
+        lost = shown([domain.classes[i] for i in sorted(missing)])
+        raise DataError(f"{name}.train: no readable training sample is left of {lost}")
+    skipped = sum(len(audit.broken) for audit in audits)
+    return replace(domain, train=kept["train"], val=kept["val"], test=kept.get("test"), skipped=skipped)
 
 
-def readable_rows(audit: Audit, display: Display) -> Split:
-    """The split less its broken samples, each named."""
+def readable_rows(audit: Audit, name: str, display: Display) -> Split:
+    """The split less its broken samples, each named. Raises DataError where none is left."""
     split, broken = audit.split, audit.broken
     for sample in broken.values():
         display.warn(f"skipped: {sample}")
     if broken:
-        display.warn(f"{split.name}: {len(broken)} of {len(split)} samples skipped")
+        display.warn(f"{name}: {len(broken)} of {len(split)} samples skipped")
     if len(broken) == len(split):
-        raise DataError(f"{split.name}: no readable sample is left")
+        raise DataError(f"{name}: no readable sample is left")
     return split.rows(np.setdiff1d(np.arange(len(split)), list(broken)))
 
 
@@ -133,6 +135,10 @@ def compare_with_run(run: Path, domain: str, val: object, split: Split, display:
         )
     elif split.fingerprint() != seen:
         display.warn(f"{name}: its images or labels are not those that {run} had")
+
+
+def from_random_weights(spec: Spec) -> Spec:
+    return spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"weights": "none"})})
 
 
 def load_backbone(spec: Spec) -> Pretrained:
@@ -184,7 +190,7 @@ def _from_run(spec: Spec, settings: BackboneSettings, run: Path) -> Pretrained:
     preprocessing = preprocess.resolve(spec.preprocess, preprocessing_of(saved))
     model = restore(saved, preprocessing)
     domain = "source" if "source" in model.heads else "target"
-    names = [(name,) for name in model.classes[domain]]
+    names = [(name,) for name in model.class_names(domain)]
     return Pretrained(model.backbone, model.heads[domain], names, preprocessing, str(saved.path), model)
 
 
@@ -203,36 +209,10 @@ def keep_source_head(model: TransferModel, start: Pretrained) -> None:
     if start.head is None:
         return
     names = [names[0] for names in start.head_names] or [str(i) for i in range(_outputs(start.head))]
+    made_of = {"kind": "pretrained"}
     if start.restored is not None:
-        domain = "source" if "source" in start.restored.heads else "target"
-        model.heads["source"] = start.head
-        model.classes["source"] = tuple(names)
-        model.heads_made_of["source"] = start.restored.heads_made_of[domain]
-    else:
-        model.add_pretrained_head("source", start.head, names)
-
-
-def align_source(domain: DomainData, model: TransferModel, names: Names, seed: int, display: Display) -> DomainData:
-    """Map the source folders to the pretrained head's outputs, by id or name; a new head where none matches."""
-    outputs: dict[str, set[int]] = {}
-    for i, output in enumerate(names):
-        for name in output:
-            outputs.setdefault(name, set()).add(i)
-    known = [name for name in domain.classes if name in outputs]
-    if not known:
-        why = "no class name of the pretrained head is one of the source data's" if names else "the weights bring none"
-        display.note(f"source head: new, as {why}")
-        model.add_new_head("source", domain.classes, hidden=(), dropout=0.0, seed=seed)
-        return domain
-    if unknown := sorted(set(domain.classes) - set(known)):
-        raise DataError(f"source.train: the pretrained head has no class {shown(unknown)}; remove those folders")
-    if shared := [name for name in known if len(outputs[name]) > 1]:
-        message = f"several outputs of the pretrained head are called {shown(shared)}"
-        raise DataError(f"source.train: {message}; name those folders by id, or remove them")
-    display.note(f"source head: the pretrained one; {len(known)} of its {len(names)} classes have source data")
-    table = np.array([min(outputs[name]) for name in domain.classes], dtype=np.int64)
-    train, val = (replace(split, labels=table[split.labels]) for split in (domain.train, domain.val))
-    return replace(domain, classes=model.classes["source"], train=train, val=val)
+        made_of = start.restored.heads_made_of["source" if "source" in start.restored.heads else "target"]
+    model.add_made_head("source", start.head, names, made_of | {"named": bool(start.head_names)})
 
 
 def say_unused(spec: Spec, keys: Sequence[str], verb: str, display: Display) -> None:

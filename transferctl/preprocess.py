@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
     from torch import Tensor
 
@@ -100,14 +101,17 @@ def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 @contextmanager
-def keyed_randomness(*key: int | str) -> Iterator[None]:
-    """torch's CPU generator seeded by `key` inside, as it was outside: torchvision's transforms and
-    torch's initialisers draw from that generator and take no other."""
+def keyed_randomness(*key: int | str, device: torch.device | None = None) -> Iterator[None]:
+    """torch's CPU generator seeded by `key` inside, as it was outside: torchvision's transforms, torch's
+    initialisers and dropout draw from that generator and take no other. `device`: a GPU to seed as well."""
     import torch
 
     before = torch.get_rng_state()
     digest = hashlib.sha256("\0".join(map(str, key)).encode()).digest()
-    torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    seed = int.from_bytes(digest[:8], "little") >> 1
+    torch.default_generator.manual_seed(seed)
+    if device is not None and device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)
     try:
         yield
     finally:

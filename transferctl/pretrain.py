@@ -15,7 +15,7 @@ from transferctl.spec import Spec, WeightsFile
 def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     """Train on `source` from random weights (or from `backbone.weights`), as `pretrain:` says."""
     source = pipeline.load_source(spec, display)
-    start = pipeline.load_backbone(_from_scratch(spec))
+    start = pipeline.load_backbone(_start_of_stage0(spec))
     compute = pipeline.chosen_device(spec, display)
     task = pipeline.task_of(spec)
     model = TransferModel(spec.backbone.library, start.backbone, start.preprocessing, spec.task)
@@ -23,6 +23,8 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     model.freeze("none", batchnorm_trains=True)
     model.to(compute.device)
     settings = spec.pretrain
+    unused = ("from_run", "frozen", "batchnorm", "head", "target_weight", "penalties", "baseline")
+    pipeline.say_unused(spec, unused, "pretrain (everything is trained)", display)
     display.note(f"pretrain: {spec.backbone.name} from {start.origin}, min over θ of L_S, {settings.epochs} epochs")
     pipeline.read_ahead([source.val], spec, display)
     workers = loaders.workers_for(spec.workers, source.train)
@@ -37,10 +39,12 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
         runs.start(runs_dir, "pretrain", spec.name, yamlfile.dump(spec), display) as folder,
         pipeline.naming_all_broken(source.splits(), spec, display),
     ):
+        folder.summary |= {"start": start.origin, "skipped": source.skipped}
         results.describe_run(folder, spec.seed, compute, model, source.named_splits("source"))
         fitted = training.fit(
-            model, task, settings, stream, validation, model.features, compute, display, domain="source", run=folder
-        )
+            model, task, settings, stream, validation, model.features, compute, display,
+            seed=spec.seed, domain="source", run=folder,
+        )  # fmt: skip
         results.show_metrics(display, f"Source, epoch {fitted.best['epoch']} (best), validation", fitted.best["val"])
     display.result(str(folder.path))
     return folder.summary
@@ -55,7 +59,5 @@ def ensure_source(spec: Spec, runs_dir: Path, display: Display) -> Spec:
     return spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"weights": weights})})
 
 
-def _from_scratch(spec: Spec) -> Spec:
-    if spec.backbone.weights != "source":
-        return spec
-    return spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"weights": "none"})})
+def _start_of_stage0(spec: Spec) -> Spec:
+    return pipeline.from_random_weights(spec) if spec.backbone.weights == "source" else spec

@@ -204,6 +204,9 @@ class SourceSettings(Settings):
 # -- training -----------------------------------------------------------------------------------------
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class SgdSettings(Settings):
     name: Literal["sgd"] = Field("sgd", description="Stochastic gradient descent.")
     lr: float = Field(0.01, gt=0, le=1e6, description="Learning rate.")
@@ -211,11 +214,17 @@ class SgdSettings(Settings):
     nesterov: bool = Field(False, description="Nesterov's momentum.")
     weight_decay: float = Field(0.0, ge=0, le=1e6, description="L2 weight decay on every trained parameter.")
 
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> SgdSettings:
+        if self.nesterov and not self.momentum:
+            raise _across("nesterov", "momentum", "needs a momentum greater than 0")
+        return self
+
 
 class AdamSettings(Settings):
     name: Literal["adam"] = Field(description="Adam.")
     lr: float = Field(0.001, gt=0, le=1e6, description="Learning rate.")
-    betas: Annotated[tuple[float, float], Field(strict=False)] = Field(
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = Field(
         (0.9, 0.999), description="Decay of the running means of the gradient and of its square."
     )
     weight_decay: float = Field(0.0, ge=0, le=1e6, description="L2 weight decay, through the gradient.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from transferctl.display import Display
 from transferctl.errors import DivergedError
 from transferctl.loaders import Stream
 from transferctl.model import TransferModel
+from transferctl.preprocess import keyed_randomness
 from transferctl.results import headline, save_checkpoint
 from transferctl.runs import Run
 from transferctl.scoring import Forward, measure
@@ -42,6 +44,7 @@ def fit(
     compute: Compute,
     display: Display,
     *,
+    seed: int,
     domain: str = "target",
     target_weight: float = 1.0,
     penalties: Mapping[str, Penalty] | None = None,
@@ -50,6 +53,7 @@ def fit(
 ) -> Fitted:
     """Minimise the objective over the stream; after each epoch validate, keep the best, save.
 
+    seed: with the step, keys dropout and whatever else is random in the model.
     forward: a batch's inputs -> Features (the whole model, or nothing where features were computed before).
     run: where metrics and, `save_each_epoch`, checkpoints go; None leaves no trace. Best is the highest accuracy
     on validation data of `domain`, then the lowest loss, then the earliest. Raises DivergedError.
@@ -60,7 +64,7 @@ def fit(
     last: dict[str, Any] = {}
     best_state: dict[str, Tensor] = {}
     step = 0
-    with display.progress("training", settings.epochs * stream.samples_per_epoch) as progress:
+    with closing(stream), display.progress("training", settings.epochs * stream.samples_per_epoch) as progress:
         for epoch in range(1, settings.epochs + 1):
             model.train()
             sums = _Sums()
@@ -70,9 +74,10 @@ def fit(
                 optim.set_learning_rate(optimizer, rate)
 
                 # ---- one step: min over θ of L_S + λ·L_T + Σ w·Ω
-                with torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.bf16):
-                    features = forward(batch.inputs)
-                losses = objective.joint_objective(model, task, features, batch, target_weight, penalties or {})
+                with keyed_randomness(seed, "step", step, device=compute.device):
+                    with torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.bf16):
+                        features = forward(batch.inputs)
+                    losses = objective.joint_objective(model, task, features, batch, target_weight, penalties or {})
                 optimizer.zero_grad(set_to_none=True)
                 losses.total.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -93,7 +98,7 @@ def fit(
                 if save_each_epoch:
                     save_checkpoint(run, model, last, ("best", "last") if is_best else ("last",))
                     run.summary |= {"best": best, "last": last}
-                display.epoch(_epoch_line(epoch, settings.epochs, sums, val, is_best), epoch == settings.epochs)
+                display.epoch(_epoch_line(epoch, settings.epochs, sums, val, best), epoch == settings.epochs)
     return Fitted(best, last, best_state)
 
 
@@ -126,32 +131,31 @@ def _finite(losses: objective.Losses, epoch: int, step: int) -> dict[str, float]
     values = {name: float(value.detach()) for name, value in losses.named().items()}
     if broken := [name for name, value in values.items() if not math.isfinite(value)]:
         term = broken[-1]
-        raise DivergedError(
-            f"epoch {epoch}, step {step}: {term} is {values[term]}; lower optimizer.lr, or look at the data. "
-            "Checkpoints of earlier epochs stay as they are"
-        )
+        raise _diverged(epoch, step, term, values[term])
     return values
 
 
 def _finite_score(metrics: dict[str, Any], epoch: int, step: int) -> dict[str, Any]:
     """A model whose validation loss is no number is never the best. Raises DivergedError."""
     if not math.isfinite(metrics["loss"]):
-        raise DivergedError(
-            f"epoch {epoch}, step {step}: the validation loss is {metrics['loss']}; lower optimizer.lr, or look at the "
-            "data. Checkpoints of earlier epochs stay as they are"
-        )
+        raise _diverged(epoch, step, "the validation loss", metrics["loss"])
     return metrics
+
+
+def _diverged(epoch: int, step: int, term: str, value: float) -> DivergedError:
+    advice = "lower optimizer.lr, or look at the data. What earlier epochs have saved stays as it is"
+    return DivergedError(f"epoch {epoch}, step {step}: {term} is {value}; {advice}")
 
 
 def _score(metrics: Mapping[str, Any]) -> tuple[float, float]:
     return metrics["accuracy"], -metrics["loss"]
 
 
-def _epoch_line(epoch: int, epochs: int, sums: _Sums, val: Mapping[str, Any], is_best: bool) -> str:
+def _epoch_line(epoch: int, epochs: int, sums: _Sums, val: Mapping[str, Any], best: Mapping[str, Any]) -> str:
     means = sums.means()
     named = means if len(means) > 2 else {"loss": means["loss"]}  # one term alone is the loss
     terms = " ".join(f"{name} {value:.4f}" for name, value in named.items())
-    mark = "  (best so far)" if is_best else ""
+    mark = "; best so far" if best["epoch"] == epoch else f"; best: epoch {best['epoch']}"
     return f"epoch {epoch}/{epochs}: {terms}; val accuracy {val['accuracy']:.4f} loss {val['loss']:.4f}{mark}"
 
 

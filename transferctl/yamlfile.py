@@ -52,7 +52,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> SpecFile:
             document.override(tree, override)
         except SpecError as error:
             document.problems += error.problems
-    tree.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("-._") or "run")
+    tree.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("-._")[:100] or "run")
     if problems := _problems(tree, document, path):
         raise SpecError(_in_order(problems, overrides))
     return SpecFile(_validate(tree, path), path, document.positions, overrides)

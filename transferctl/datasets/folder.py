@@ -53,6 +53,10 @@ def load(settings: Settings, role: str, seed: int) -> ImageFiles:
         raise DataError(f"{root}: holds no images ({', '.join(sorted(EXTENSIONS))}) in its class folders")
     if empty and role == "train":
         raise DataError(f"{root}: no images in the class folders {shown(empty)}; fill them or remove them")
+    if idle := [
+        pattern for pattern in settings.exclude if not any(_excludes(p, pattern, root) for p in found.excluded)
+    ]:
+        raise DataError(f"{root}: `exclude` names what is not there: {shown(idle)}; mend the pattern or remove it")
     notes = [*_notes(found), *([f"empty class folders: {shown(empty)}"] if empty else []), *first_frame_notes(paths)]
     return ImageFiles(paths, labels, class_folders, notes)
 
@@ -86,10 +90,9 @@ def _images(
     if identity in parents:
         raise DataError(f"{printable(folder)}: a link that leads back to a folder around it; remove it")
     for entry in _entries(folder):
-        inside = os.path.relpath(entry.path, root)
         if _is_hidden(entry.name):
             found.hidden += 1
-        elif any(fnmatch(entry.name, pattern) or fnmatch(inside, pattern) for pattern in exclude):
+        elif any(_excludes(entry.path, pattern, root) for pattern in exclude):
             found.excluded.append(entry.path)
         elif _is_folder(entry):
             yield from _images(entry.path, root, exclude, found, (*parents, identity))
@@ -136,8 +139,12 @@ def _refuse_undecodable(root: Path, names: list[str]) -> None:
     """predictions.csv and manifests are UTF-8: such a file could not be named in them."""
     if names:
         raise DataError(
-            f"{root}: {len(names)} names are not printable UTF-8: {shown(names)}; rename them, or exclude them"
+            f"{root}: {counted(len(names), 'name')} not printable UTF-8: {shown(names)}; rename them, or exclude them"
         )
+
+
+def _excludes(path: str, pattern: str, root: Path) -> bool:
+    return fnmatch(os.path.basename(path), pattern) or fnmatch(os.path.relpath(path, root), pattern)
 
 
 def _notes(found: _Found) -> Iterator[str]:

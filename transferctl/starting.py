@@ -1,0 +1,108 @@
+"""The model as fine-tuning starts it: from a backbone's weights, or from a run, target head included."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from transferctl import checkpoint, pipeline, preprocess
+from transferctl.data import DomainData
+from transferctl.display import Display
+from transferctl.errors import CheckpointError, DataError, Problem, SpecError
+from transferctl.images import shown
+from transferctl.model import TransferModel, preprocessing_of, restore
+from transferctl.pipeline import Names
+from transferctl.spec import HeadSettings, Spec
+
+
+def model(
+    spec: Spec, target: DomainData, source: DomainData | None, display: Display
+) -> tuple[TransferModel, DomainData | None, str]:
+    """The model, the source data with its labels mapped to the outputs of the source head, and where it starts.
+
+    Raises CheckpointError, SpecError and DataError where the spec, the weights and the data do not fit together.
+    """
+    names: Names
+    if spec.from_run:
+        started, origin = _continue_from(spec.from_run, spec, target, display)
+        names = [(name,) for name in started.class_names("source")]
+    else:
+        start = pipeline.load_backbone(spec)
+        started, origin = pipeline.transfer_model(spec, start, target.classes, display), start.origin
+        names = start.head_names
+    if source:
+        source = align_source(source, started, names, spec.seed, display)
+    else:
+        started.freeze_head("source")
+    return started, source, origin
+
+
+def _continue_from(run: Path, spec: Spec, target: DomainData, display: Display) -> tuple[TransferModel, str]:
+    """A run's best model. Its architecture, head and class map must be the spec's; its preprocessing holds
+    where the spec does not say otherwise."""
+    saved = checkpoint.load(run)
+    its_own = preprocessing_of(saved)
+    model = restore(saved, preprocess.resolve(spec.preprocess, its_own))
+    if "target" not in model.heads:
+        raise CheckpointError(f"{run}: has no target head (is it a pretrain run? then use backbone.weights: {run})")
+    if model.backbone.name != spec.backbone.name:
+        raise CheckpointError(f"{run}: holds a {model.backbone.name}, the spec asks for {spec.backbone.name}")
+    if model.classes["target"] != target.classes:
+        raise CheckpointError(
+            f"{run}: its classes ({', '.join(model.classes['target'][:5])} …) are not those of target.train "
+            f"({', '.join(target.classes[:5])} …)"
+        )
+    _refuse_another_head(spec.head, head_settings(model))
+    pipeline.compare_with_run(run, "target", spec.target.val, target.val, display)
+    display.note(f"start: {saved.path}, target head included; backbone.weights is not used")
+    note = "as in that run" if model.preprocessing == its_own else f"as the spec says; that run had {its_own}"
+    display.note(f"preprocessing: {model.preprocessing} ({note})")
+    return model, str(saved.path)
+
+
+def head_settings(model: TransferModel) -> HeadSettings:
+    made_of = model.heads_made_of["target"]
+    return HeadSettings(size=made_of["outputs"], hidden=tuple(made_of["hidden"]), dropout=made_of["dropout"])
+
+
+def _refuse_another_head(asked: HeadSettings, found: HeadSettings) -> None:
+    """A head that the spec describes and the run does not have; what the spec leaves out is the run's."""
+    problems = [
+        Problem(f"head.{key}", f"is {getattr(asked, key)}, but the head of the run that it starts from has "
+                f"{getattr(found, key)}; remove it, or start without `from`")
+        for key in ("hidden", "dropout")
+        if key in asked.model_fields_set and getattr(asked, key) != getattr(found, key)
+    ]  # fmt: skip
+    if problems:
+        raise SpecError(problems)
+
+
+def align_source(domain: DomainData, model: TransferModel, names: Names, seed: int, display: Display) -> DomainData:
+    """Map the source folders to the pretrained head's outputs, by id or name; a new head where none matches."""
+    outputs: dict[str, set[int]] = {}
+    for i, output in enumerate(names):
+        for name in output:
+            outputs.setdefault(name, set()).add(i)
+    known = [name for name in domain.classes if name in outputs]
+    if not known:
+        why = "no class name of the pretrained head is one of the source data's" if names else "the weights bring none"
+        display.note(f"source head: new, as {why}")
+        model.add_new_head("source", domain.classes, hidden=(), dropout=0.0, seed=seed)
+        return domain
+    if unknown := sorted(set(domain.classes) - set(known)):
+        near = difflib.get_close_matches(unknown[0], outputs, 1, 0.5)
+        hint = f" (is {unknown[0]!r} meant to be {near[0]!r}?)" if near else ""
+        raise DataError(
+            f"source.train: the pretrained head has no class {shown(unknown)}{hint}; its classes are "
+            f"{shown([names_of[0] for names_of in names])}; rename those folders, or leave them out with `classes`"
+        )
+    if shared := [name for name in known if len(outputs[name]) > 1]:
+        message = f"several outputs of the pretrained head are called {shown(shared)}"
+        raise DataError(f"source.train: {message}; name those folders by id, or remove them")
+    display.note(f"source head: the pretrained one; {len(known)} of its {len(names)} classes have source data")
+    table = np.array([min(outputs[name]) for name in domain.classes], dtype=np.int64)
+    train, val = (replace(split, labels=table[split.labels]) for split in (domain.train, domain.val))
+    return replace(domain, classes=model.classes["source"], train=train, val=val)
