@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torchvision import models
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
 from transferctl.backbones import torchvision as plugin
+from transferctl.images import decode
 from transferctl.preprocess import Preprocessing, evaluation_image, normalise, resolve, training_image
 from transferctl.spec import AugmentSettings, PreprocessSettings
 
@@ -21,6 +27,58 @@ def test_published_preprocessing_is_torchvisions_preset(name: str) -> None:
     preset = models.get_model_weights(name).DEFAULT.transforms()(IMAGE)
     got = normalise(evaluation_image(IMAGE, ours)[None], ours)[0]
     torch.testing.assert_close(got, preset, rtol=0, atol=1e-5)
+
+
+def _torchvisions(image: Image.Image, preprocessing: Preprocessing) -> torch.Tensor:
+    resized = F.resize(image, [preprocessing.resize], InterpolationMode(preprocessing.interpolation))
+    cropped: torch.Tensor = F.pil_to_tensor(F.center_crop(resized, [preprocessing.crop, preprocessing.crop]))
+    return cropped
+
+
+def _noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (640, 80), (80, 640), (256, 256), (31, 33), (1280, 80)])
+def test_an_ordinary_image_is_exactly_torchvisions(size: tuple[int, int], interpolation: str) -> None:
+    image, preprocessing = _noise(*size), Preprocessing(256, 224, interpolation=interpolation)
+    assert torch.equal(evaluation_image(image, preprocessing), _torchvisions(image, preprocessing))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(1, 300), (300, 1), (7, 1001), (2003, 100), (300, 6001), (9001, 407)])
+@pytest.mark.parametrize("sides", [(64, 56), (64, 64), (65, 40)])
+def test_a_strip_is_torchvisions_within_one_level(
+    sides: tuple[int, int], size: tuple[int, int], interpolation: str
+) -> None:
+    image, preprocessing = _noise(*size), Preprocessing(*sides, interpolation=interpolation)
+    off = (evaluation_image(image, preprocessing).int() - _torchvisions(image, preprocessing).int()).abs()
+    assert off.max() <= 1
+
+
+@pytest.mark.parametrize("size", [(1, 50_000), (50_000, 1)])
+def test_a_strip_of_one_pixel_by_50000_is_never_resized_whole(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    resize = Image.Image.resize
+
+    def watched(image: Image.Image, size: tuple[int, int], *rest: Any, **named: Any) -> Image.Image:
+        made.append(size[0] * size[1])
+        assert made[-1] <= 256 * 256, "resized to far more than the crop"
+        return resize(image, size, *rest, **named)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    file = io.BytesIO()
+    Image.new("RGB", size, (10, 20, 30)).save(file, "PNG")
+    image, preprocessing = decode(file.getvalue()), Preprocessing(256, 224)
+    trained = training_image(image, preprocessing, AugmentSettings(), (0, 1, 0, 7))
+    for got in (evaluation_image(image, preprocessing), trained):
+        assert got.shape == (3, 224, 224)
+        assert torch.equal(got.float().amax((1, 2)), torch.tensor([10.0, 20.0, 30.0]))
+        assert torch.equal(got.float().amin((1, 2)), torch.tensor([10.0, 20.0, 30.0]))
+    assert made, "nothing was resized through PIL: this test watches the wrong function"
 
 
 def test_a_training_image_depends_on_its_key_alone_and_leaves_the_generator() -> None:

@@ -8,6 +8,7 @@ torchvision's presets at a quarter of the bytes.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+LONGEST_RESIZED_WHOLE = 16  # long side over short; beyond any panorama, and still a small image once resized
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,38 @@ def evaluation_image(image: Image, preprocessing: Preprocessing) -> Tensor:
     """uint8 [3, crop, crop], the same for the same image always."""
     from torchvision.transforms.v2 import functional as F
 
-    resized = F.resize(image, [preprocessing.resize], _mode(preprocessing), antialias=True)
+    if max(image.size) > LONGEST_RESIZED_WHOLE * min(image.size):
+        resized = _middle_resized(image, preprocessing)
+    else:
+        resized = F.resize(image, [preprocessing.resize], _mode(preprocessing), antialias=True)
     tensor: Tensor = F.pil_to_tensor(F.center_crop(resized, [preprocessing.crop, preprocessing.crop]))
     return tensor
+
+
+def _middle_resized(image: Image, preprocessing: Preprocessing) -> Image:
+    """The resized image, of whose long side only what the centre crop keeps is ever computed.
+
+    A PNG of 1×50,000 pixels has a few hundred bytes and, resized whole, many gigabytes.
+    The grid and the filter are those of resizing whole. PIL rounds to 8 bits between its two passes, whose
+    order it chooses by the image's shape, so a value may come out one of 255 levels away.
+    """
+    from PIL.Image import Resampling
+
+    upright = image.height >= image.width
+    short, long = min(image.size), max(image.size)
+    whole = int(preprocessing.resize * long / short)  # torchvision's rounding
+    kept = min(preprocessing.crop, whole)
+    first = round((whole - kept) / 2)
+    scale = long / whole  # source pixels to a resized one
+    start, end = first * scale, (first + kept) * scale
+    margin = 1 + math.ceil(2 * max(scale, 1))  # what the bicubic filter, the wider one, reaches
+    low, high = max(0, math.floor(start) - margin), min(long, math.ceil(end) + margin)
+    resample = Resampling[preprocessing.interpolation.upper()]
+    if upright:
+        middle = image.crop((0, low, short, high))
+        return middle.resize((preprocessing.resize, kept), resample, (0, start - low, short, end - low))
+    middle = image.crop((low, 0, high, short))
+    return middle.resize((kept, preprocessing.resize), resample, (start - low, 0, end - low, short))
 
 
 def training_image(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision import models
 
 from transferctl.backbones import torchvision as library
 from transferctl.backbones.torchvision import _network
+from transferctl.preprocess import evaluation_image, normalise
 
 SIZES = {"inception_v3": 80, "maxvit_t": 224, "vit_h_14": 56}
 
@@ -49,3 +53,25 @@ def test_head_of_backbone_is_torchvisions_own_network(name: str) -> None:
     owners = {n: sum(stage.owns(n) for stage in stages) for n, _ in backbone.net.named_parameters()}
     assert set(owners.values()) == {1}, [n for n, count in owners.items() if count != 1]
     assert len(owners) + len(list(head.parameters())) == len(list(whole.parameters()))
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_published_weights_that_undo_the_presets_normalisation_see_what_they_were_trained_on(name: str) -> None:
+    """torchvision builds these two with transform_input=True wherever published weights are asked for."""
+    arguments = {"transform_input": True, "aux_logits": True, "init_weights": False, "num_classes": 7}
+    whole = models.get_model(name, weights=None, **arguments).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in whole.parameters():  # waves would let the image fade behind the biases
+        if parameter.ndim > 1:
+            parameter.data.normal_(0, (2 / parameter[0].numel()) ** 0.5, generator=generator)
+    ours = library.published_preprocessing(name, "DEFAULT")
+    assert ours == library.default_preprocessing(name)
+    backbone, head = library.build(name, image_size=ours.crop, state=whole.state_dict())
+    assert head is not None
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3)).astype(np.uint8)
+    image = Image.fromarray(pixels).resize((411, 360))  # coloured patches
+    preset = models.get_model_weights(name).DEFAULT.transforms()
+    with torch.no_grad():
+        expected = whole(preset(image)[None])
+        got = head.eval()(backbone.eval()(normalise(evaluation_image(image, ours)[None], ours)))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))

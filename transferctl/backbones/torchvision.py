@@ -43,6 +43,12 @@ from transferctl.contracts import Features, Stage
 from transferctl.errors import CheckpointError, SpecError
 from transferctl.preprocess import Preprocessing
 
+# Trained in TensorFlow on inputs from −1 to 1. torchvision's preset normalises by ImageNet's mean and these
+# networks (transform_input, set wherever published weights are asked for) undo that. Ours are built
+# without it: their Preprocessing says what the weights were trained on, and checkpoints carry it.
+_SCALED_TO_ONE = ("googlenet", "inception_v3")
+_HALF = (0.5, 0.5, 0.5)
+
 # -- building ---------------------------------------------------------------------------------------
 
 
@@ -81,7 +87,7 @@ def build(
 
 def _network(name: str, outputs: int, image_size: int) -> nn.Module:
     arguments: dict[str, Any] = {"num_classes": outputs}
-    if name in ("googlenet", "inception_v3"):
+    if name in _SCALED_TO_ONE:
         arguments |= {"aux_logits": False, "init_weights": True, "transform_input": False}
     if name.startswith("vit_"):
         arguments["image_size"] = image_size
@@ -98,7 +104,7 @@ def _network(name: str, outputs: int, image_size: int) -> nn.Module:
 
 def _load(net: nn.Module, name: str, state: Mapping[str, Tensor], headless: bool, label: str) -> None:
     """googlenet and inception_v3 are published with auxiliary classifiers, which only their training uses."""
-    if name in ("googlenet", "inception_v3"):
+    if name in _SCALED_TO_ONE:
         state = {key: value for key, value in state.items() if not key.lower().startswith("aux")}
     if headless:
         own = net.state_dict()
@@ -227,20 +233,20 @@ def default_preprocessing(name: str) -> Preprocessing:
     if name not in names():
         build(name, image_size=224)
     known = models.get_model_weights(name)
-    return _preprocessing(known["DEFAULT"]) if "DEFAULT" in known.__members__ else Preprocessing(256, 224)
+    return _preprocessing(name, known["DEFAULT"]) if "DEFAULT" in known.__members__ else Preprocessing(256, 224)
 
 
 def published_preprocessing(name: str, weights_name: str) -> Preprocessing:
-    return _preprocessing(_entry(name, weights_name))
+    return _preprocessing(name, _entry(name, weights_name))
 
 
-def _preprocessing(entry: Any) -> Preprocessing:
+def _preprocessing(name: str, entry: Any) -> Preprocessing:
     preset = entry.transforms()
     return Preprocessing(
         preset.resize_size[0],
         preset.crop_size[0],
-        tuple(preset.mean),
-        tuple(preset.std),
+        _HALF if name in _SCALED_TO_ONE else tuple(preset.mean),
+        _HALF if name in _SCALED_TO_ONE else tuple(preset.std),
         preset.interpolation.value,
     )
 
