@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from transferctl.data import Split
+from transferctl.images import ImageFiles
+from transferctl.results import Predictions, write_predictions
 
 Invoke = Callable[..., tuple[int, dict[str, Any]]]
 
@@ -70,3 +78,45 @@ def test_an_unknown_class_in_other_data_exits_3_naming_the_flag(held_out: Any, t
     code, answer = invoke("eval", held_out[0], "--data", tmp_path / "val", "--runs-dir", tmp_path / "runs")
     assert code == 3
     assert answer["error"].startswith(f"--data {tmp_path / 'val'}: classes that training data does not have: hornets")
+
+
+def rows_of(run: Path | str) -> list[dict[str, str]]:
+    with (Path(run) / "predictions.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_predictions_are_the_argmax_and_its_softmax_whatever_the_batches(tmp_path: Path) -> None:
+    logits = np.random.default_rng(0).normal(0, 3, (7, 4)).astype(np.float32)
+    predictions = Predictions()
+    for batch in np.split(logits, [3, 6]):
+        predictions(torch.from_numpy(batch))
+    labels = np.array([0, 1, 2, 3, 0, 1, 2])
+    split = Split("val", ImageFiles([f"{i}.png" for i in range(7)], labels, "abcd"), np.arange(7), labels)
+    folder: Any = SimpleNamespace(path=tmp_path)
+    write_predictions(folder, "abcd", [(split, predictions)])
+    weights = np.exp(logits.astype(np.float64))
+    expected = weights.max(1) / weights.sum(1)
+    rows = rows_of(tmp_path)
+    assert [row["predicted"] for row in rows] == ["abcd"[i] for i in logits.argmax(1)]
+    assert [row["label"] for row in rows] == ["abcd"[i] for i in labels]
+    assert [float(row["probability"]) for row in rows] == pytest.approx(expected, abs=1e-6)
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.csv"]
+
+
+def test_images_below_a_folder_that_is_no_text_are_named_with_escapes(
+    spec: Path, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    odd.mkdir()
+    for name in ("train", "val"):
+        (tmp_path / name).rename(odd / name)
+    monkeypatch.chdir(odd)
+    code, trained = invoke("extract", spec, "--set", "epochs=1", "--runs-dir", tmp_path / "runs")
+    assert code == 0
+    for arguments in ([], ["--data", odd / "val"]):
+        code, scored = invoke("eval", trained["run"], *arguments, "--runs-dir", tmp_path / "runs")
+        assert (code, scored["n"]) == (0, 15)
+        for run in (trained["run"], scored["run"]):
+            paths = [row["path"] for row in rows_of(run)]
+            assert len(set(paths)) == 15
+            assert all(path.startswith(f"{tmp_path}/caf\\udce9/val/") for path in paths)

@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from transferctl import checkpoint, data, loaders, pipeline, results, runs, scoring, yamlfile
 from transferctl.data import Split
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, GateMissed, Problem, SpecError
+from transferctl.images import printable
 from transferctl.model import restore
 from transferctl.settings import DataSettings
 from transferctl.spec import Spec, TargetSettings
@@ -70,17 +69,17 @@ def run(
         pipeline.naming_all_broken([scored], spec, display),
     ):
         results.describe_run(folder, spec.seed, compute, model, {f"{domain}.{scored.name}": scored})
-        logits: list[torch.Tensor] = []
+        predictions = results.Predictions()
         workers = loaders.workers_for(spec.workers, scored)
         batches = loaders.evaluation_batches(
             scored, task, model.preprocessing, batch_size=SCORING_BATCH, workers=workers
         )
-        metrics = scoring.measure(model, task, batches, model.features, compute, domain, logits.append)
-        results.write_predictions(folder, model.classes[domain], [(scored, torch.cat(logits))])
+        metrics = scoring.measure(model, task, batches, model.features, compute, domain, predictions)
+        results.write_predictions(folder, model.classes[domain], [(scored, predictions)])
         folder.log_metrics(split=scored.name, **results.headline(metrics))
         evaluated = {"evaluated": str(trained), "checkpoint": saved.path.name, "data": data_path, "split": scored.name}
         folder.summary |= evaluated | metrics
-        results.show_metrics(display, f"{trained.name}, {which}, on {data_path or scored.name}", metrics)
+        results.show_metrics(display, f"{trained.name}, {which}, on {printable(data_path or scored.name)}", metrics)
         results.show_classes(display, metrics)
         missed = [
             f"{text} (it is {metrics[gate[0]]:.4f})"
@@ -133,7 +132,7 @@ def _data(
 ) -> Split:
     if data_path is not None:
         settings = TargetSettings.model_validate({"train": data_path}).train
-        return _mapped(settings, spec, classes, "data", f"--data {data_path}", display)
+        return _mapped(settings, spec, classes, "data", f"--data {printable(data_path)}", display)
     own = spec.target if domain == "target" else spec.source
     assert own is not None
     held = getattr(own, split, None)

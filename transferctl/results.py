@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import io
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,20 +37,41 @@ def headline(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
-def write_predictions(run: Run, classes: Sequence[str], scored: Sequence[tuple[Split, Tensor]]) -> None:
-    """predictions.csv: split, path, true and predicted class, the latter's probability.
+class Predictions:
+    """Of each sample that was scored, in order: the predicted class and its probability. Logits come batch by batch
+    and are not kept: those of a million samples and a thousand classes would be 4 GB."""
 
-    scored: splits and their logits, [n, C], in the split's order.
-    """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["split", "path", "label", "predicted", "probability"])
-    for split, logits in scored:
+    def __init__(self) -> None:
+        self._batches: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, logits: Tensor) -> None:
+        """logits: [N, C]."""
         probability, predicted = torch.softmax(logits.double(), dim=1).max(dim=1)
-        for position, (p, best) in enumerate(zip(probability.tolist(), predicted.tolist(), strict=True)):
-            label = classes[int(split.labels[position])]
-            writer.writerow([split.name, split.sample_name(position), label, classes[best], f"{p:.6f}"])
-    run.write_text("predictions.csv", text.getvalue())
+        self._batches.append((predicted, probability))
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        for predicted, probability in self._batches:
+            yield from zip(predicted.tolist(), probability.tolist(), strict=True)
+
+
+def write_predictions(run: Run, classes: Sequence[str], scored: Sequence[tuple[Split, Predictions]]) -> None:
+    """predictions.csv: split, path, true and predicted class, the latter's probability. Written aside, row by row.
+
+    scored: splits and their predictions, in the split's order.
+    """
+    path = run.path / "predictions.csv"
+    aside = path.with_name(f".{path.name}.tmp")
+    # below a folder whose name is no UTF-8, paths have bytes that no text file can hold: these become escapes
+    with aside.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["split", "path", "label", "predicted", "probability"])
+        for split, predictions in scored:
+            for position, (best, p) in zip(range(len(split)), predictions, strict=True):
+                label = classes[int(split.labels[position])]
+                writer.writerow([split.name, split.sample_name(position), label, classes[best], f"{p:.6f}"])
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
 
 
 def show_metrics(display: Display, title: str, metrics: Mapping[str, Any]) -> None:

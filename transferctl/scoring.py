@@ -14,6 +14,7 @@ from transferctl.data import DomainData, Split
 from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.model import TransferModel
+from transferctl.results import Predictions
 from transferctl.runs import Run
 
 Forward = Callable[[Any], Features]
@@ -58,15 +59,17 @@ def score_best(
 ) -> None:
     """With the model as it was at its best epoch (`run.summary["best"]`): scores and predictions on
     validation data, and on test data, which is read for this alone, once."""
-    logits: dict[str, list[Tensor]] = {split.name: [] for split in target.splits()}
-    metrics = measure(model, task, batches_of(target.val), forward, compute, record=logits["val"].append)
-    best, last = run.summary["best"]["epoch"], run.summary["last"]["epoch"]
-    results.show_metrics(display, f"Validation, epoch {best} (best of {last})", metrics)
+    predictions = Predictions()
+    scored = [(target.val, predictions)]
+    metrics = measure(model, task, batches_of(target.val), forward, compute, record=predictions)
+    best, last = run.summary["best"], run.summary["last"]
+    results.show_metrics(display, f"Validation, epoch {best['epoch']} (best of {last['epoch']})", metrics)
     if target.test:
-        metrics = measure(model, task, batches_of(target.test), forward, compute, record=logits["test"].append)
+        predictions = Predictions()
+        scored.append((target.test, predictions))
+        metrics = measure(model, task, batches_of(target.test), forward, compute, record=predictions)
         run.summary["test"] = metrics
         run.log_metrics(split="test", **results.headline(metrics))
         results.show_metrics(display, "Test, scored once with the best epoch", metrics)
     results.show_classes(display, metrics)
-    scored = [(split, torch.cat(logits[split.name])) for split in target.splits() if logits[split.name]]
     results.write_predictions(run, target.classes, scored)
