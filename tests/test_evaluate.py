@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -120,3 +121,74 @@ def test_images_below_a_folder_that_is_no_text_are_named_with_escapes(
             paths = [row["path"] for row in rows_of(run)]
             assert len(set(paths)) == 15
             assert all(path.startswith(f"{tmp_path}/caf\\udce9/val/") for path in paths)
+
+
+@pytest.fixture
+def split_manifest(spec: Path, tmp_path: Path) -> Path:
+    """Five images of each class: two of split test, three of split fresh."""
+    rows = ["path,label,split"]
+    for name in ("ants", "bees", "wasps"):
+        rows += [f"train/{name}/{i}.png,{name},{'test' if i < 2 else 'fresh'}" for i in range(5)]
+    (tmp_path / "m.csv").write_text("\n".join(rows))
+    return tmp_path / "m.csv"
+
+
+def test_split_beside_data_chooses_the_rows_of_a_manifest(
+    held_out: Any, split_manifest: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    for split, n in (("test", 6), ("fresh", 9)):
+        arguments = ("--data", split_manifest, "--split", split, "--runs-dir", tmp_path / "evals")
+        code, answer = invoke("eval", held_out[0], *arguments)
+        assert (code, answer["n"]) == (0, n)
+        assert (answer["data"], answer["split"]) == (str(split_manifest), split)
+        assert {row["split"] for row in rows_of(answer["run"])} == {split}
+        assert list(json.loads((Path(answer["run"]) / "environment.json").read_text())["data"]) == [f"target.{split}"]
+
+
+def test_the_rows_of_a_manifest_with_splits_are_never_guessed(
+    held_out: Any, split_manifest: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    for arguments, message in (
+        ([], "has a split column; add --split and one of fresh, test"),
+        (["--split", "val"], "has no rows of split 'val'; it has fresh, test"),
+    ):
+        code, answer = invoke("eval", held_out[0], "--data", split_manifest, *arguments, "--runs-dir", tmp_path / "e")
+        assert (code, answer["error"]) == (2, f"--data {split_manifest}: {message}")
+    assert not (tmp_path / "e").exists()
+
+
+def test_split_beside_data_that_has_no_splits_is_refused(
+    held_out: Any, split_manifest: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    plain = tmp_path / "plain.csv"
+    plain.write_text("path,label\nval/ants/0.png,ants\n")
+    for path, what in ((tmp_path / "val", "a folder"), (plain, "a manifest without a split column")):
+        code, answer = invoke("eval", held_out[0], "--data", path, "--split", "val")
+        assert code == 2
+        assert answer["error"] == f"--split val: --data is {what}, all of which is scored; leave out --split"
+
+
+def test_a_manifest_that_is_no_csv_is_told_as_such_whatever_the_split(
+    held_out: Any, tmp_path: Path, invoke: Invoke
+) -> None:
+    (tmp_path / "m.csv").write_bytes(b"path,label,split\n\xff,ants,val\n")
+    code, answer = invoke("eval", held_out[0], "--data", tmp_path / "m.csv", "--split", "val")
+    assert code == 3
+    assert "is not UTF-8" in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "message"),
+    [
+        ("", 2, "must be a path, not ''"),
+        ("~nobody-here/x", 2, "there is no such user's home folder: '~nobody-here/x'"),
+        ("x" * 300, 2, "cannot look for this path: File name too long"),
+        ("missing", 3, "there is no such folder"),
+        ("missing.csv", 3, "there is no such file"),
+    ],
+)
+def test_data_that_is_no_path_or_is_not_there_is_told_at_its_flag(
+    path: str, code: int, message: str, held_out: Any, invoke: Invoke
+) -> None:
+    found, answer = invoke("eval", held_out[0], "--data", path)
+    assert (found, answer["error"]) == (code, f"--data {path}: {message}")

@@ -127,7 +127,7 @@ def finetune(
 def evaluate(
     run: RunArgument,
     data: Annotated[str | None, typer.Option("--data", metavar="PATH", help="A folder or manifest to score on instead.")] = None,  # noqa: E501
-    split: Annotated[str, typer.Option("--split", help="train, val or test of the run's own data.", autocompletion=lambda: SPLITS)] = "val",  # noqa: E501
+    split: Annotated[str | None, typer.Option("--split", help="train, val (the default) or test of the run's own data; with --data, the rows of this split.", autocompletion=lambda: SPLITS)] = None,  # noqa: E501
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="best or last.", autocompletion=lambda: CHECKPOINTS)] = "best",  # noqa: E501
     fail_if: Annotated[
         list[str] | None, typer.Option("--fail-if", metavar="CONDITION", help="Exit 8 if it holds: 'accuracy<0.9'; repeatable.")  # noqa: E501
@@ -144,7 +144,8 @@ def evaluate(
         )
 
     def load() -> SpecFile:
-        _one_of("--split", split, SPLITS)
+        if split is not None and data is None:  # a manifest's split column may hold any name
+            _one_of("--split", split, SPLITS)
         _one_of("--checkpoint", checkpoint, CHECKPOINTS)
         from transferctl import evaluate
 

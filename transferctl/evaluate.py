@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import math
 import operator
@@ -10,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from transferctl import checkpoint, data, loaders, pipeline, results, runs, scoring, yamlfile
 from transferctl.data import Split
 from transferctl.display import Display
-from transferctl.errors import CheckpointError, GateMissed, Problem, SpecError
-from transferctl.images import printable
+from transferctl.errors import CheckpointError, DataError, GateMissed, Problem, SpecError
+from transferctl.images import printable, shown
 from transferctl.model import restore
 from transferctl.settings import DataSettings
 from transferctl.spec import Spec, TargetSettings
@@ -40,14 +43,16 @@ def load_spec(run: Path, overrides: Sequence[str]) -> yamlfile.SpecFile:
 
 
 def run(
-    spec: Spec, trained: Path, runs_dir: Path, display: Display, *, which: str, split: str, data_path: str | None,
-    gates: Sequence[str],
+    spec: Spec, trained: Path, runs_dir: Path, display: Display, *, which: str, split: str | None,
+    data_path: str | None, gates: Sequence[str],
 ) -> dict[str, Any]:  # fmt: skip
-    """Score a checkpoint on a split of its own data, or on `data_path` (a folder or manifest).
+    """Score a checkpoint on a split of its own data (None: val), or on `data_path`: a folder, a manifest, or the
+    rows of a manifest whose split column says `split`.
 
     Raises GateMissed (exit 8) after everything is written, where a `--fail-if` condition holds.
     """
     conditions = [parse_gate(text) for text in gates]
+    other = None if data_path is None else _other_data(data_path, split)
     saved = checkpoint.load(trained, which)
     _refuse_unknown_metrics(conditions, gates, saved.manifest.get("val", {}))
     model = restore(saved)
@@ -55,11 +60,15 @@ def run(
     compute = pipeline.chosen_device(spec, display)
     task = pipeline.task_of(spec)
     display.note(f"model: {saved.path}; preprocessing: {model.preprocessing}")
-    scored = _data(spec, model.classes[domain], domain, split, data_path, display)
+    if other is None:
+        scored = _own_data(spec, model.classes[domain], domain, split or "val", display)
+    else:
+        role = "data" if split is None else split
+        scored = _mapped(other, spec, model.classes[domain], role, f"--data {printable(str(data_path))}", display)
     if spec.on_bad_sample == "skip":
         audit = loaders.audit(scored, loaders.workers_for(spec.workers, scored), display)
         scored = pipeline.readable_rows(audit, f"{domain}.{scored.name}", display)
-    if data_path is None:
+    if other is None:
         own = spec.target if domain == "target" else spec.source
         assert own is not None
         pipeline.compare_with_run(trained, domain, own.val, scored, display)
@@ -124,15 +133,49 @@ def _holds(gate: Gate, metrics: Mapping[str, Any]) -> bool:
     """A number that is not finite passes no gate."""
     name, comparison, limit = gate
     value = float(metrics[name])
-    return math.isnan(value) or bool(_COMPARISONS[comparison](value, limit))
+    return not math.isfinite(value) or bool(_COMPARISONS[comparison](value, limit))
 
 
-def _data(
-    spec: Spec, classes: Sequence[str], domain: str, split: str, data_path: str | None, display: Display
-) -> Split:
-    if data_path is not None:
-        settings = TargetSettings.model_validate({"train": data_path}).train
-        return _mapped(settings, spec, classes, "data", f"--data {printable(data_path)}", display)
+def _other_data(path: str, split: str | None) -> DataSettings:
+    """What `--data` names. Raises SpecError where it is no path, or where it and `--split` do not go together;
+    DataError where nothing is there."""
+    label = f"--data {printable(path)}"
+    try:
+        settings = TargetSettings.model_validate({"train": path}).train
+    except ValidationError as error:
+        messages = {str(detail.get("ctx", {}).get("error", detail["msg"])) for detail in error.errors()}
+        raise SpecError([Problem("", message, label) for message in sorted(messages)]) from None
+    found: Path = settings.path  # type: ignore[attr-defined]  # a plain path is a folder's or a manifest's
+    if not found.exists():
+        raise DataError(f"{label}: there is no such {'folder' if settings.dataset == 'folder' else 'file'}")
+    try:
+        splits = _splits(found) if settings.dataset == "manifest" else None
+    except (OSError, ValueError, csv.Error):
+        return settings  # reading it in full says what is wrong
+    if splits is None and split is not None:
+        what = "a manifest without a split column" if settings.dataset == "manifest" else "a folder"
+        message = f"--data is {what}, all of which is scored; leave out --split"
+        raise SpecError([Problem("", message, f"--split {split}")])
+    if splits and split not in splits:
+        known = shown([name or "(none)" for name in splits], 10)
+        add = f"has a split column; add --split and one of {known}"
+        message = add if split is None else f"has no rows of split {split!r}; it has {known}"
+        raise SpecError([Problem("", message, label)])
+    return settings
+
+
+def _splits(manifest: Path) -> list[str] | None:
+    """The names in a manifest's split column; None where it has no such column."""
+    with manifest.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file, strict=True)
+        columns = [name.strip() for name in next(rows, [])]
+        if "split" not in columns:
+            return None
+        column = columns.index("split")
+        return sorted({row[column] for row in rows if len(row) == len(columns)})
+
+
+def _own_data(spec: Spec, classes: Sequence[str], domain: str, split: str, display: Display) -> Split:
     own = spec.target if domain == "target" else spec.source
     assert own is not None
     held = getattr(own, split, None)
