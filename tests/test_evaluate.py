@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from transferctl import evaluate
+from transferctl.cli import app
 from transferctl.data import Split
 from transferctl.images import ImageFiles
 from transferctl.results import Predictions, write_predictions
@@ -192,3 +195,26 @@ def test_data_that_is_no_path_or_is_not_there_is_told_at_its_flag(
 ) -> None:
     found, answer = invoke("eval", held_out[0], "--data", path)
     assert (found, answer["error"]) == (code, f"--data {path}: {message}")
+
+
+def test_a_missed_gate_is_how_the_run_ended_in_its_folder_too(held_out: Any, tmp_path: Path, invoke: Invoke) -> None:
+    code, answer = invoke("eval", held_out[0], "--fail-if", "accuracy<1.01", "--runs-dir", tmp_path / "evals")
+    assert (code, answer["status"], answer["exit_code"]) == (8, "failed", 8)
+    assert answer["gates_missed"] == [f"accuracy<1.01 (it is {answer['accuracy']:.4f})"]
+    assert answer["error"] == f"{held_out[0]}: gate missed: {answer['gates_missed'][0]}"
+    assert json.loads((Path(answer["run"]) / "summary.json").read_text()) == answer
+    assert len(rows_of(answer["run"])) == answer["n"]
+
+
+def test_the_run_folder_is_the_last_line_of_stdout_also_where_a_gate_is_missed(held_out: Any, tmp_path: Path) -> None:
+    for gate, code in (("accuracy<1.01", 8), ("accuracy<0", 0)):
+        runs = tmp_path / f"evals-{code}"
+        result = CliRunner().invoke(app, ["eval", held_out[0], "--fail-if", gate, "--runs-dir", str(runs)])
+        assert result.exit_code == code
+        assert result.stdout.splitlines()[-1] == str(next(runs.iterdir()))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("gate", ["loss<0.1", "loss<=0.1", "loss>0.1", "loss>=0.1"])
+def test_a_number_that_is_not_finite_passes_no_gate(gate: str, value: float) -> None:
+    assert evaluate._holds(evaluate.parse_gate(gate), {"loss": value})

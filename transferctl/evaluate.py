@@ -72,33 +72,39 @@ def run(
         own = spec.target if domain == "target" else spec.source
         assert own is not None
         pipeline.compare_with_run(trained, domain, own.val, scored, display)
+    where = ", ".join(printable(part) for part in (data_path, split if data_path else scored.name) if part)
     model.to(compute.device)
-    with (
-        runs.start(runs_dir, "eval", spec.name, yamlfile.dump(spec), display) as folder,
-        pipeline.naming_all_broken([scored], spec, display),
-    ):
-        results.describe_run(folder, spec.seed, compute, model, {f"{domain}.{scored.name}": scored})
-        predictions = results.Predictions()
-        workers = loaders.workers_for(spec.workers, scored)
-        batches = loaders.evaluation_batches(
-            scored, task, model.preprocessing, batch_size=SCORING_BATCH, workers=workers
-        )
-        metrics = scoring.measure(model, task, batches, model.features, compute, domain, predictions)
-        results.write_predictions(folder, model.classes[domain], [(scored, predictions)])
-        folder.log_metrics(split=scored.name, **results.headline(metrics))
-        evaluated = {"evaluated": str(trained), "checkpoint": saved.path.name, "data": data_path, "split": scored.name}
-        folder.summary |= evaluated | metrics
-        results.show_metrics(display, f"{trained.name}, {which}, on {printable(data_path or scored.name)}", metrics)
-        results.show_classes(display, metrics)
-        missed = [
-            f"{text} (it is {metrics[gate[0]]:.4f})"
-            for text, gate in zip(gates, conditions, strict=True)
-            if _holds(gate, metrics)
-        ]
-        folder.summary["gates_missed"] = missed
+    try:
+        with (
+            runs.start(runs_dir, "eval", spec.name, yamlfile.dump(spec), display) as folder,
+            pipeline.naming_all_broken([scored], spec, display),
+        ):
+            results.describe_run(folder, spec.seed, compute, model, {f"{domain}.{scored.name}": scored})
+            predictions = results.Predictions()
+            workers = loaders.workers_for(spec.workers, scored)
+            batches = loaders.evaluation_batches(
+                scored, task, model.preprocessing, batch_size=SCORING_BATCH, workers=workers
+            )
+            metrics = scoring.measure(model, task, batches, model.features, compute, domain, predictions)
+            results.write_predictions(folder, model.classes[domain], [(scored, predictions)])
+            folder.log_metrics(split=scored.name, **results.headline(metrics))
+            folder.summary |= {"evaluated": str(trained), "checkpoint": saved.path.name}
+            folder.summary |= {"data": data_path, "split": scored.name} | metrics
+            results.show_metrics(display, f"{trained.name}, {which}, on {where}", metrics)
+            results.show_classes(display, metrics)
+            missed = [
+                f"{text} (it is {metrics[gate[0]]:.4f})"
+                for text, gate in zip(gates, conditions, strict=True)
+                if _holds(gate, metrics)
+            ]
+            folder.summary["gates_missed"] = missed
+            if missed:
+                raise GateMissed(f"{trained}: gate missed: {'; '.join(missed)}")
+    except GateMissed as error:
+        error.summary = folder.summary  # as summary.json has it, with how the run ended
+        display.result(str(folder.path))
+        raise
     display.result(str(folder.path))
-    if missed:
-        raise GateMissed(f"{trained}: gate missed: {'; '.join(missed)}", folder.summary)
     return folder.summary
 
 
