@@ -218,3 +218,11 @@ def test_the_run_folder_is_the_last_line_of_stdout_also_where_a_gate_is_missed(h
 @pytest.mark.parametrize("gate", ["loss<0.1", "loss<=0.1", "loss>0.1", "loss>=0.1"])
 def test_a_number_that_is_not_finite_passes_no_gate(gate: str, value: float) -> None:
     assert evaluate._holds(evaluate.parse_gate(gate), {"loss": value})
+
+
+def test_the_last_epoch_is_told_in_scalars_and_the_best_in_full(held_out: Any) -> None:
+    _, summary = held_out
+    assert len(summary["best"]["val"]["confusion"]) == 3
+    assert all(isinstance(value, int | float) for value in summary["last"]["val"].values())
+    assert {"n", "loss", "accuracy"} <= set(summary["last"]["val"])
+    assert json.loads((Path(summary["run"]) / "summary.json").read_text()) == summary

@@ -63,6 +63,8 @@ def score_best(
     scored = [(target.val, predictions)]
     metrics = measure(model, task, batches_of(target.val), forward, compute, record=predictions)
     best, last = run.summary["best"], run.summary["last"]
+    # with C classes a confusion matrix is C² numbers, a line each in summary.json: the best epoch's will do
+    run.summary["last"] = last | {"val": results.headline(last["val"])}
     results.show_metrics(display, f"Validation, epoch {best['epoch']} (best of {last['epoch']})", metrics)
     if target.test:
         predictions = Predictions()
