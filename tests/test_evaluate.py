@@ -198,16 +198,16 @@ def test_data_that_is_no_path_or_is_not_there_is_told_at_its_flag(
 
 
 def test_a_missed_gate_is_how_the_run_ended_in_its_folder_too(held_out: Any, tmp_path: Path, invoke: Invoke) -> None:
-    code, answer = invoke("eval", held_out[0], "--fail-if", "accuracy<1.01", "--runs-dir", tmp_path / "evals")
+    code, answer = invoke("eval", held_out[0], "--fail-if", "accuracy<=1", "--runs-dir", tmp_path / "evals")
     assert (code, answer["status"], answer["exit_code"]) == (8, "failed", 8)
-    assert answer["gates_missed"] == [f"accuracy<1.01 (it is {answer['accuracy']:.4f})"]
+    assert answer["gates_missed"] == [f"accuracy<=1 (it is {answer['accuracy']:.4f})"]
     assert answer["error"] == f"{held_out[0]}: gate missed: {answer['gates_missed'][0]}"
     assert json.loads((Path(answer["run"]) / "summary.json").read_text()) == answer
     assert len(rows_of(answer["run"])) == answer["n"]
 
 
 def test_the_run_folder_is_the_last_line_of_stdout_also_where_a_gate_is_missed(held_out: Any, tmp_path: Path) -> None:
-    for gate, code in (("accuracy<1.01", 8), ("accuracy<0", 0)):
+    for gate, code in (("accuracy<=1", 8), ("accuracy<0", 0)):
         runs = tmp_path / f"evals-{code}"
         result = CliRunner().invoke(app, ["eval", held_out[0], "--fail-if", gate, "--runs-dir", str(runs)])
         assert result.exit_code == code
@@ -226,3 +226,20 @@ def test_the_last_epoch_is_told_in_scalars_and_the_best_in_full(held_out: Any) -
     assert all(isinstance(value, int | float) for value in summary["last"]["val"].values())
     assert {"n", "loss", "accuracy"} <= set(summary["last"]["val"])
     assert json.loads((Path(summary["run"]) / "summary.json").read_text()) == summary
+
+
+@pytest.mark.parametrize("gate", ["accuracy<90", "macro_f1>-1"])
+def test_a_gate_in_percent_is_refused(gate: str, held_out: Any, tmp_path: Path, invoke: Invoke) -> None:
+    code, answer = invoke("eval", held_out[0], "--fail-if", gate, "--runs-dir", tmp_path / "evals")
+    assert code == 2
+    assert "is a fraction, from 0 to 1" in answer["error"]
+
+
+def test_training_images_in_what_is_scored_are_said(held_out: Any, tmp_path: Path) -> None:
+    arguments = ["eval", held_out[0], "--runs-dir", str(tmp_path / "runs")]
+    other = CliRunner().invoke(app, [*arguments, "--data", str(tmp_path / "val")])
+    own = CliRunner().invoke(app, [*arguments, "--data", str(tmp_path / "train")])
+    held = CliRunner().invoke(app, arguments)
+    n = sum(1 for _ in (tmp_path / "train").glob("*/*")) - held_out[1]["best"]["val"]["n"]
+    assert f"{n} of these 36 samples are training data of the run" in own.stderr
+    assert "training data of the run" not in other.stderr + held.stderr

@@ -94,7 +94,7 @@ def test_a_missed_gate_exits_8_with_the_numbers_and_a_met_gate_exits_0(
     spec: Path, tmp_path: Path, invoke: Invoke
 ) -> None:
     _, trained = invoke("extract", spec, "--runs-dir", tmp_path / "runs")
-    code, answer = invoke("eval", run_of(trained), "--fail-if", "accuracy<1.01", "--runs-dir", tmp_path / "runs")
+    code, answer = invoke("eval", run_of(trained), "--fail-if", "accuracy<=1", "--runs-dir", tmp_path / "runs")
     assert (code, answer["exit_code"]) == (8, 8)
     assert answer["n"] == 15
     code, _ = invoke("eval", run_of(trained), "--fail-if", "accuracy<0", "--runs-dir", tmp_path / "runs")

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from transferctl import checkpoint, data, loaders, pipeline, results, runs, scoring, yamlfile
 from transferctl.data import Split
 from transferctl.display import Display
-from transferctl.errors import CheckpointError, DataError, GateMissed, Problem, SpecError
+from transferctl.errors import CheckpointError, DataError, GateMissed, Problem, SpecError, TransferctlError
 from transferctl.images import printable, shown
 from transferctl.model import restore
 from transferctl.settings import DataSettings
@@ -54,7 +54,7 @@ def run(
     conditions = [parse_gate(text) for text in gates]
     other = None if data_path is None else _other_data(data_path, split)
     saved = checkpoint.load(trained, which)
-    _refuse_unknown_metrics(conditions, gates, saved.manifest.get("val", {}))
+    _refuse_odd_gates(conditions, gates, saved.manifest.get("val", {}))
     model = restore(saved)
     domain = "target" if "target" in model.heads else "source"
     compute = pipeline.chosen_device(spec, display)
@@ -72,6 +72,7 @@ def run(
         own = spec.target if domain == "target" else spec.source
         assert own is not None
         pipeline.compare_with_run(trained, domain, own.val, scored, display)
+    _warn_of_training_images(scored, spec, domain, display)
     where = ", ".join(printable(part) for part in (data_path, split if data_path else scored.name) if part)
     model.to(compute.device)
     try:
@@ -123,10 +124,14 @@ def parse_gate(text: str) -> Gate:
     raise SpecError([Problem("", message, f"--fail-if {text}")])
 
 
-def _refuse_unknown_metrics(conditions: Sequence[Gate], gates: Sequence[str], known: Mapping[str, Any]) -> None:
-    """known: the scalars that training saved beside the checkpoint, which an evaluation finds too."""
+def _refuse_odd_gates(conditions: Sequence[Gate], gates: Sequence[str], known: Mapping[str, Any]) -> None:
+    """A gate that could never be what was meant. known: the scalars that training saved beside the checkpoint,
+    which an evaluation finds too. Raises SpecError."""
     problems = []
-    for (name, _, _), text in zip(conditions, gates, strict=True):
+    for (name, _, limit), text in zip(conditions, gates, strict=True):
+        if name in known and name not in ("loss", "n") and not 0 <= limit <= 1:
+            message = f"{name} is a fraction, from 0 to 1; write {limit / 100:g} for {limit:g} %"
+            problems.append(Problem("", message, f"--fail-if {text}"))
         if name not in known:
             near = difflib.get_close_matches(name, known, 1, 0.6)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
@@ -193,6 +198,20 @@ def _own_data(spec: Spec, classes: Sequence[str], domain: str, split: str, displ
     if tuple(whole.classes) != tuple(classes):
         raise CheckpointError(f"{domain}.train has other classes now than the model; name the data with --data")
     return whole.train if split == "train" else whole.val
+
+
+def _warn_of_training_images(scored: Split, spec: Spec, domain: str, display: Display) -> None:
+    """By name; where the run's training data cannot be listed any more, nothing is known."""
+    own = spec.target if domain == "target" else spec.source
+    assert own is not None
+    try:
+        train = data.load_domain(own.train, own.val, None, spec.seed, domain=domain).train
+    except TransferctlError:
+        return
+    seen = {train.sample_name(position) for position in range(len(train))}
+    count = sum(scored.sample_name(position) in seen for position in range(len(scored)))
+    if count:
+        display.warn(f"{count} of these {len(scored)} samples are training data of the run: the score is flattered")
 
 
 def _mapped(
