@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from transferctl import yamlfile
 from transferctl.cli import app
 from transferctl.errors import ExitCode
+from transferctl.spec import SgdSettings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,3 +45,14 @@ def test_the_readme_shows_every_verb_and_only_flags_that_it_has(verb: str) -> No
 def test_the_readme_lists_every_exit_code() -> None:
     section = README.split("## Exit codes")[1].split("\n## ")[0]
     assert [int(code) for code in re.findall(r"(?:^|· )\s*(\d+) ", section, re.MULTILINE)] == [int(c) for c in ExitCode]
+
+
+def test_the_classic_recipe_trains_a_linear_2048_to_10_and_nothing_else(image_folder: Any, invoke: Any) -> None:
+    folder = image_folder("photos", **{f"class{i}": 2 for i in range(10)})
+    settings = ["backbone.weights=none", f"target={{train: {folder}, val: 0.5}}", "preprocess={crop: 64}"]
+    words = [word for text in settings for word in ("--set", text)]
+    code, plan = invoke("check", ROOT / "configs" / "resnet50-classic.yaml", *words)
+    assert (code, plan["trained_parameters"]) == (0, 2048 * 10 + 10)
+    spec = yamlfile.load(ROOT / "configs" / "resnet50-classic.yaml").spec
+    assert (spec.backbone.name, spec.frozen, spec.epochs) == ("resnet50", "all", 10)
+    assert spec.optimizer == SgdSettings(lr=0.01, momentum=0.0)

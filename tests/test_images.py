@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from transferctl.contracts import BadSample
-from transferctl.images import FORMATS, ImageFiles, decode, printable, read_bytes, shown
+from transferctl.images import FORMATS, ImageFiles, decode, read_bytes
+from transferctl.wording import printable, shown
 
 LOSSY = {"JPEG": 12, "WEBP": 40}  # largest deviation away from the edge; the others are exact
 

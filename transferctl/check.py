@@ -12,10 +12,10 @@ from transferctl import data, loaders, objective, pipeline, starting
 from transferctl.data import DomainData
 from transferctl.display import Display
 from transferctl.errors import DataError, TransferctlError
-from transferctl.images import counted, printable
 from transferctl.loaders import Audit
 from transferctl.model import TransferModel, in_words
 from transferctl.spec import Spec
+from transferctl.wording import counted, printable
 
 SHOWN_DUPLICATES = 10
 

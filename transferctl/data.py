@@ -18,8 +18,8 @@ import numpy as np
 from transferctl import plugins
 from transferctl.contracts import Dataset
 from transferctl.errors import DataError, SpecError
-from transferctl.images import shown
 from transferctl.settings import DataSettings
+from transferctl.wording import shown
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from transferctl import checkpoint, data, loaders, pipeline, results, runs, scor
 from transferctl.data import Split
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, DataError, GateMissed, Problem, SpecError, TransferctlError
-from transferctl.images import printable, shown
 from transferctl.model import restore
 from transferctl.settings import DataSettings
 from transferctl.spec import Spec, TargetSettings
+from transferctl.wording import printable, shown
 
 SCORING_BATCH = 256
 _COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}

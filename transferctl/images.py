@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from transferctl.contracts import BadSample
+from transferctl.wording import counted, printable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"))
@@ -116,19 +117,3 @@ class ImageFiles:
 def first_frame_notes(paths: Iterable[str]) -> list[str]:
     gifs = sum(path.lower().endswith(".gif") for path in paths)
     return [f"{counted(gifs, 'GIF')}: the first frame is used"] if gifs else []
-
-
-def shown(names: Sequence[str], most: int = 3) -> str:
-    """A few names for a message, with how many more there are; unprintable characters escaped."""
-    few = ", ".join(printable(name) for name in names[:most])
-    return few + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def counted(n: int, noun: str) -> str:
-    """1 file, 2 files."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
-def printable(text: str) -> str:
-    """Text safe to show in a terminal: control characters and undecodable bytes as escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

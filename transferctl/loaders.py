@@ -22,9 +22,9 @@ from transferctl.contracts import BadSample, Batch, Task
 from transferctl.data import Split
 from transferctl.display import Display
 from transferctl.errors import DataError
-from transferctl.images import counted, printable
 from transferctl.preprocess import Preprocessing, evaluation_image, training_image
 from transferctl.spec import AugmentSettings
+from transferctl.wording import counted, printable
 
 SHOWN_BROKEN = 20
 AUDIT_CHUNK = 32  # samples a worker reads between two reports

@@ -17,11 +17,11 @@ from transferctl.data import DomainData, Split
 from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, DataError, SpecError
-from transferctl.images import shown
 from transferctl.loaders import Audit, BrokenSamples
 from transferctl.model import TransferModel, preprocessing_of, restore
 from transferctl.preprocess import Preprocessing
 from transferctl.spec import AugmentSettings, BackboneSettings, Spec, TrainingSettings, WeightsFile
+from transferctl.wording import shown
 
 Names = Sequence[tuple[str, ...]]
 

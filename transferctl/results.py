@@ -14,9 +14,9 @@ from transferctl import checkpoint, runs
 from transferctl.data import Split
 from transferctl.device import Compute
 from transferctl.display import Display
-from transferctl.images import printable
 from transferctl.model import TransferModel, state_for_checkpoint
 from transferctl.runs import Run
+from transferctl.wording import printable
 
 
 def describe_run(run: Run, seed: int, compute: Compute, model: TransferModel, splits: Mapping[str, Split]) -> None:

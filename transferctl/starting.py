@@ -12,10 +12,10 @@ from transferctl import checkpoint, pipeline, preprocess
 from transferctl.data import DomainData
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, DataError, Problem, SpecError
-from transferctl.images import shown
 from transferctl.model import TransferModel, preprocessing_of, restore
 from transferctl.pipeline import Names
 from transferctl.spec import HeadSettings, Spec
+from transferctl.wording import shown
 
 
 def model(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transferctl.errors import CheckpointError
-from transferctl.images import counted, printable, shown
+from transferctl.wording import counted, one_line, shown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -70,11 +70,11 @@ def _content(path: Path) -> Any:
             "plain state dict, best with safetensors"
         ) from None
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or _one_line(error)}") from None
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from None
     except Exception as error:  # torch's unpickler raises IndexError, KeyError, … on what is no torch file
         if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
             raise  # not the file's fault
-        reason = ": ".join(filter(None, [type(error).__name__, _one_line(error)]))
+        reason = ": ".join(filter(None, [type(error).__name__, one_line(error)]))
         raise CheckpointError(
             f"{path}: is no file that torch.save or safetensors wrote, or is damaged ({reason})"
         ) from None
@@ -165,7 +165,3 @@ def _names_of(entry: dict[str, Any]) -> tuple[str, ...]:
     if not names or not all(isinstance(name, str) for name in names):
         raise KeyError("name")
     return names
-
-
-def _one_line(error: object) -> str:
-    return printable(" ".join(str(error).split())[:200])

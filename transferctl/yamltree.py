@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from transferctl.errors import Problem, SpecError
+from transferctl.wording import one_line
 
 MAX_NODES = 10_000
 MAX_DEPTH = 50
@@ -78,7 +79,7 @@ class Document:
             mark = error.problem_mark or error.context_mark
             raise self._fatal(_syntax_message(error), self._place(mark.line) if mark else self.label) from None
         except yaml.YAMLError as error:
-            raise self._fatal(f"is not YAML: {_one_line(error)}", self.label) from None
+            raise self._fatal(f"is not YAML: {one_line(error)}", self.label) from None
         except RecursionError:
             raise self._fatal("is nested too deeply", self.label) from None
 
@@ -182,7 +183,7 @@ def _scalar(node: yaml.ScalarNode) -> Any:
 
 
 def _syntax_message(error: yaml.MarkedYAMLError) -> str:
-    text = _one_line(error.problem or error.context or error)
+    text = one_line(error.problem or error.context or error)
     if r"'\t'" in text:
         return "a tab stands where YAML wants spaces; indent with spaces"
     if "found another document" in text:
@@ -190,10 +191,6 @@ def _syntax_message(error: yaml.MarkedYAMLError) -> str:
     if "undefined alias" in text:
         return f"{text}; define it with & first"
     return f"is not YAML: {text}"
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _shown_tag(tag: str) -> str:

@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from transferctl.errors import DataError
-from transferctl.images import EXTENSIONS, ImageFiles, counted, first_frame_notes, printable, shown
+from transferctl.images import EXTENSIONS, ImageFiles, first_frame_notes
 from transferctl.settings import DataSettings, InputPath, Text
+from transferctl.wording import counted, printable, shown
 
 SYSTEM_NAMES = ("__macosx", "thumbs.db", "desktop.ini")  # left by macOS's zip and by Windows, in any case
 

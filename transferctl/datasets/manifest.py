@@ -12,8 +12,9 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from transferctl.errors import DataError
-from transferctl.images import ImageFiles, counted, first_frame_notes, printable, shown
+from transferctl.images import ImageFiles, first_frame_notes
 from transferctl.settings import DataSettings, InputPath, Text
+from transferctl.wording import counted, printable, shown
 
 SHOWN_FAULTS = 20
 

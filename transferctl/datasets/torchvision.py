@@ -24,8 +24,9 @@ from pydantic import Field
 
 from transferctl.contracts import BadSample
 from transferctl.errors import DataError, SpecError
-from transferctl.images import FORMATS, decode, printable, read_bytes, shown, upright_rgb
+from transferctl.images import FORMATS, decode, read_bytes, upright_rgb
 from transferctl.settings import DataSettings, InputPath, Text
+from transferctl.wording import one_line, printable, shown
 
 # torchvision's names of the part for each role, the first that a data set has; "all" where it is not split
 SPLITS = {
@@ -171,7 +172,7 @@ def _read_image(path: Any) -> Image.Image:
 
 
 def _unreadable(error: Exception, can_download: bool, settings: Settings) -> DataError:
-    cause = re.sub(r"\.? *You can (use|set) download=True to download it\.?", "", _one_line(error))
+    cause = re.sub(r"\.? *You can (use|set) download=True to download it\.?", "", one_line(error))
     needs_library = isinstance(error, ImportError) or isinstance(error.__context__, ImportError)
     fix = f"; put its files into {settings.root}{_or_download(can_download)}"
     advice = "" if settings.download or needs_library else fix
@@ -210,7 +211,7 @@ class TorchvisionData:
         except BadSample:
             raise
         except Exception as error:  # torchvision's readers raise whatever their decoders do
-            raise BadSample(f"cannot be read: {_one_line(error)}") from None
+            raise BadSample(f"cannot be read: {one_line(error)}") from None
 
     def content_hash(self, index: int) -> str:
         image = self.read(index)
@@ -247,7 +248,7 @@ def _targets(data: Any, origin: str) -> list[int]:
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{origin}: a sample cannot be read: {_one_line(error)}") from None
+        raise DataError(f"{origin}: a sample cannot be read: {one_line(error)}") from None
     finally:
         if reader:
             data.loader = reader
@@ -274,7 +275,3 @@ def _class_names(data: Any, targets: list[int], origin: str) -> tuple[dict[int, 
     names = [printable(name if isinstance(name, str) else name[0]) for name in listing]
     equal = [name for name, count in Counter(names).items() if count > 1]
     return {i: f"{name} #{i}" if name in equal else name for i, name in enumerate(names)}, equal
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
