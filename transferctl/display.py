@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -91,7 +92,9 @@ class Display:
 
     def _write(self, stamp: str, text: str, style: str) -> None:
         if self.terminal:  # wrapped at words; a path that is longer than the line stays whole, to be copied
-            self._stderr.print(text, style=style or None, markup=False, highlight=False, overflow="ignore", crop=False)
+            look = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
+            wrapped = textwrap.fill(text, self._stderr.width, subsequent_indent="  ", **look)  # type: ignore[arg-type]
+            self._stderr.print(wrapped, style=style or None, markup=False, highlight=False, soft_wrap=True)
         else:
             print(f"{stamp} {text}", file=sys.stderr, flush=True)
 
