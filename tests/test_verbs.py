@@ -257,6 +257,20 @@ def test_a_hold_out_of_another_seed_than_the_run_it_starts_from_is_refused(
 
 
 @pytest.mark.parametrize("verb", ["extract", "finetune"])
+def test_weights_that_were_fine_tuned_on_what_is_held_out_now_are_refused(
+    verb: str, spec: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    settings = ("--set", "target.val=0.3", "--set", "epochs=1", "--set", "optimizer.lr=1e-4", "--runs-dir", tmp_path)
+    _, tuned = invoke("finetune", spec, *settings)
+    weights = ("--set", f"backbone.weights={tuned['run']}")
+    code, answer = invoke(verb, spec, *weights, *settings, "--set", "seed=5")
+    assert code == 3
+    assert f"target.val: is not what {tuned['run']} held out" in answer["error"]
+    code, _ = invoke(verb, spec, *weights, *settings)
+    assert code == 0
+
+
+@pytest.mark.parametrize("verb", ["extract", "finetune"])
 def test_broken_images_of_all_splits_are_named_at_once(verb: str, spec: Path, tmp_path: Path, invoke: Invoke) -> None:
     broken = [tmp_path / split / "bees" / f"{i}.png" for split, i in (("train", 0), ("train", 7), ("val", 1))]
     for path in broken:

@@ -24,6 +24,7 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     """Compute features once, train the head, keep the best by validation, score test data once."""
     target = pipeline.load_target(spec, display)
     compute = pipeline.chosen_device(spec, display)
+    pipeline.refuse_reused_hold_out(spec, target, display)
     start = pipeline.load_backbone(pretrain.ensure_source(spec, runs_dir, display))
     task = pipeline.task_of(spec)
     model = pipeline.transfer_model(spec, start, target.classes, display)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from transferctl import checkpoint, data, device, loaders, plugins, preprocess, runs, weights
+from transferctl import checkpoint, data, device, loaders, plugins, preprocess, runs, weights, yamlfile
 from transferctl.contracts import Task
 from transferctl.data import DomainData, Split
 from transferctl.device import Compute
@@ -135,6 +135,21 @@ def compare_with_run(run: Path, domain: str, val: object, split: Split, display:
         )
     elif split.fingerprint() != seen:
         display.warn(f"{name}: its images or labels are not those that {run} had")
+
+
+def refuse_reused_hold_out(spec: Spec, target: DomainData, display: Display) -> None:
+    """Weights from a fine-tuning run on the same training data: what is held out now must be what it held out.
+
+    Raises DataError, as `compare_with_run` does."""
+    weights_of = spec.backbone.weights
+    if not isinstance(weights_of, WeightsFile) or runs.verb_of(weights_of.path) != "finetune":
+        return
+    try:
+        before = yamlfile.load(weights_of.path / "spec.yaml").spec
+    except SpecError:
+        return  # not ours to judge: its data may be gone
+    if before.target.train == spec.target.train:
+        compare_with_run(weights_of.path, "target", spec.target.val, target.val, display)
 
 
 def from_random_weights(spec: Spec) -> Spec:

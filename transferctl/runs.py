@@ -125,6 +125,15 @@ def environment(seed: int, device: str, fingerprints: Mapping[str, str]) -> dict
     }
 
 
+def verb_of(run: Path) -> str | None:
+    """The verb that made a run folder, if it is one and says so."""
+    try:
+        found = json.loads((run / "summary.json").read_text(encoding="utf-8"))["verb"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(found)
+
+
 def data_fingerprints(run: Path) -> dict[str, str]:
     """What a finished or running run saw, by domain and split; empty where it does not say."""
     try:

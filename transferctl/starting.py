@@ -30,6 +30,7 @@ def model(
         started, origin = _continue_from(spec.from_run, spec, target, display)
         names = [(name,) for name in started.class_names("source")]
     else:
+        pipeline.refuse_reused_hold_out(spec, target, display)
         start = pipeline.load_backbone(spec)
         started, origin = pipeline.transfer_model(spec, start, target.classes, display), start.origin
         names = start.head_names
