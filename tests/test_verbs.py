@@ -392,3 +392,12 @@ def test_the_summary_counts_what_was_skipped(spec: Path, tmp_path: Path, invoke:
     for verb in ("extract", "finetune"):
         code, answer = invoke(verb, spec, *settings)
         assert (code, answer["skipped"]) == (0, 2)
+
+
+def test_batches_of_one_sample_are_refused_where_batchnorm_trains(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
+    settings = ("--set", "batch_size=1", "--set", "epochs=1", "--runs-dir", tmp_path / "runs")
+    code, answer = invoke("finetune", spec, *settings)
+    assert code == 2
+    assert answer["error"].startswith("--set batch_size=1: batch_size: is 1, and BatchNorm")
+    code, _ = invoke("finetune", spec, *settings, "--set", "frozen=all")
+    assert code == 0

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from transferctl import objective, optim
 from transferctl.contracts import Batch, Penalty, Task
 from transferctl.device import Compute
 from transferctl.display import Display
-from transferctl.errors import DivergedError
+from transferctl.errors import DivergedError, SpecError
 from transferctl.loaders import Stream
 from transferctl.model import TransferModel
 from transferctl.preprocess import keyed_randomness
@@ -56,7 +57,7 @@ def fit(
     seed: with the step, keys dropout and whatever else is random in the model.
     forward: a batch's inputs -> Features (the whole model, or nothing where features were computed before).
     run: where metrics and, `save_each_epoch`, checkpoints go; None leaves no trace. Best is the highest accuracy
-    on validation data of `domain`, then the lowest loss, then the earliest. Raises DivergedError.
+    on validation data of `domain`, then the lowest loss, then the earliest. Raises DivergedError, SpecError.
     """
     optimizer = optim.build(settings.optimizer, model.parameters())
     total_steps = settings.epochs * stream.steps_per_epoch
@@ -67,6 +68,7 @@ def fit(
     with closing(stream), display.progress("training", settings.epochs * stream.samples_per_epoch) as progress:
         for epoch in range(1, settings.epochs + 1):
             model.train()
+            _refuse_single_samples(model, stream, domain)
             sums = _Sums()
             for _ in range(stream.steps_per_epoch):
                 batch = _to(next(stream.batches), compute.device)
@@ -100,6 +102,14 @@ def fit(
                     run.summary |= {"best": best, "last": last}
                 display.epoch(_epoch_line(epoch, settings.epochs, sums, val, best), epoch == settings.epochs)
     return Fitted(best, last, best_state)
+
+
+def _refuse_single_samples(model: TransferModel, stream: Stream, domain: str) -> None:
+    """Raises SpecError where BatchNorm would take its statistics from one sample."""
+    alone = stream.samples_per_epoch == stream.steps_per_epoch
+    if alone and any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
+        message = "is 1, and BatchNorm takes no statistics from one sample; write 2 or more, or batchnorm: frozen"
+        raise SpecError.at("pretrain.batch_size" if domain == "source" else "batch_size", message)
 
 
 def _what_changes(model: TransferModel) -> dict[str, Tensor]:
