@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -59,19 +58,13 @@ def write_predictions(run: Run, classes: Sequence[str], scored: Sequence[tuple[S
 
     scored: splits and their predictions, in the split's order.
     """
-    path = run.path / "predictions.csv"
-    aside = path.with_name(f".{path.name}.tmp")
-    # below a folder whose name is no UTF-8, paths have bytes that no text file can hold: these become escapes
-    with aside.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+    with runs.atomic_file(run.path / "predictions.csv") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["split", "path", "label", "predicted", "probability"])
         for split, predictions in scored:
             for position, (best, p) in zip(range(len(split)), predictions, strict=True):
                 label = classes[int(split.labels[position])]
                 writer.writerow([split.name, split.sample_name(position), label, classes[best], f"{p:.6f}"])
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def show_metrics(display: Display, title: str, metrics: Mapping[str, Any]) -> None:

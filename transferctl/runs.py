@@ -96,10 +96,17 @@ def _new_folder(runs_dir: Path, name: str) -> Path:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """The whole new content or the old one, never a part: aside, flush to disk, rename."""
-    aside = path.with_name(f".{path.name}.tmp")
-    with aside.open("w", encoding="utf-8") as file:
+    with atomic_file(path) as file:
         file.write(text)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[str]]:
+    """The whole new content or the old one, never a part: aside, flush to disk, rename. Bytes of names that no
+    text file can hold become escapes."""
+    aside = path.with_name(f".{path.name}.tmp")
+    with aside.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
