@@ -163,10 +163,10 @@ class Display:
         return int(_console(sys.stderr if self.as_json else sys.stdout).width)
 
     @contextmanager
-    def progress(self, what: str, total: int, unit: str = "images") -> Iterator[Progress]:
-        """A bar over `total` units with rate and time left; plain lines every ten seconds elsewhere."""
+    def progress(self, what: str, total: int) -> Iterator[Progress]:
+        """A bar over `total` images with rate and time left; plain lines every ten seconds elsewhere."""
         if not self.terminal:
-            yield _PlainProgress(self, what, total, unit)
+            yield _PlainProgress(self, what, total)
             return
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
@@ -179,42 +179,42 @@ class Display:
             TimeRemainingColumn(),
         )
         with RichProgress(*columns, console=self._stderr, transient=True) as bar:
-            yield _BarProgress(bar, bar.add_task(what, total=total, detail=""), unit)
+            yield _BarProgress(bar, bar.add_task(what, total=total, detail=""))
 
 
 class Progress:
     """How far a pass has come. `detail` shows losses."""
 
-    def advance(self, units: int, detail: str = "") -> None:
+    def advance(self, images: int, detail: str = "") -> None:
         raise NotImplementedError
 
 
 class _BarProgress(Progress):
-    def __init__(self, bar: Any, task: Any, unit: str):
-        self._bar, self._task, self._unit = bar, task, unit
+    def __init__(self, bar: Any, task: Any):
+        self._bar, self._task = bar, task
         self._start, self._done = time.monotonic(), 0
 
-    def advance(self, units: int, detail: str = "") -> None:
-        self._done += units
+    def advance(self, images: int, detail: str = "") -> None:
+        self._done += images
         rate = self._done / max(time.monotonic() - self._start, 1e-9)
-        self._bar.update(self._task, advance=units, detail=f"{rate:,.0f} {self._unit}/s {detail}".rstrip())
+        self._bar.update(self._task, advance=images, detail=f"{rate:,.0f} images/s {detail}".rstrip())
 
 
 class _PlainProgress(Progress):
-    def __init__(self, display: Display, what: str, total: int, unit: str):
-        self._display, self._what, self._total, self._unit = display, what, total, unit
+    def __init__(self, display: Display, what: str, total: int):
+        self._display, self._what, self._total = display, what, total
         self._start = self._said = time.monotonic()
         self._done = 0
 
-    def advance(self, units: int, detail: str = "") -> None:
-        self._done += units
+    def advance(self, images: int, detail: str = "") -> None:
+        self._done += images
         now = time.monotonic()
         if now - self._said < PLAIN_INTERVAL_S:
             return
         self._said = now
         rate = self._done / (now - self._start)
         left = (self._total - self._done) / max(rate, 1e-9)
-        done = f"{self._done:,}/{self._total:,} {self._unit}, {rate:,.0f}/s, {left:.0f} s left"
+        done = f"{self._done:,}/{self._total:,} images, {rate:,.0f}/s, {left:.0f} s left"
         self._display.line(f"{self._what}: {done} {detail}".rstrip())
 
 

@@ -72,7 +72,8 @@ def run(
         own = spec.target if domain == "target" else spec.source
         assert own is not None
         pipeline.compare_with_run(trained, domain, own.val, scored, display)
-    _warn_of_training_images(scored, spec, domain, display)
+    else:
+        _warn_of_training_images(scored, spec, domain, display)
     where = ", ".join(printable(part) for part in (data_path, split if data_path else scored.name) if part)
     model.to(compute.device)
     try:

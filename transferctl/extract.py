@@ -75,7 +75,7 @@ def _fit_head(
     val: FeatureTable,
     compute: Compute,
     display: Display,
-    folder: Run | None,
+    folder: Run,
 ) -> Fitted:
     stream = features.training_stream(train, batch_size=spec.batch_size, epochs=spec.epochs, seed=spec.seed)
     validation = partial(features.evaluation_batches, val)

@@ -58,7 +58,7 @@ def score_best(
     display: Display,
 ) -> None:
     """With the model as it was at its best epoch (`run.summary["best"]`): scores and predictions on
-    validation data, and on test data, which is read for this alone, once."""
+    validation data, and on test data, which is scored here alone, once."""
     predictions = Predictions()
     scored = [(target.val, predictions)]
     metrics = measure(model, task, batches_of(target.val), forward, compute, record=predictions)
