@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from transferctl import yamlfile
 from transferctl.cli import app
 from transferctl.errors import ExitCode
-from transferctl.spec import SgdSettings
+from transferctl.trainsettings import SgdSettings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

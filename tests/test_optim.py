@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from transferctl import optim
-from transferctl.spec import AdamSettings, AdamWSettings, SgdSettings
+from transferctl.trainsettings import AdamSettings, AdamWSettings, SgdSettings
 
 
 @pytest.mark.parametrize(

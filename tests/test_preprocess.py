@@ -16,7 +16,8 @@ from torchvision.transforms.v2 import functional as F
 from transferctl.backbones import torchvision as plugin
 from transferctl.images import decode
 from transferctl.preprocess import Preprocessing, evaluation_image, normalise, resolve, training_image
-from transferctl.spec import AugmentSettings, PreprocessSettings
+from transferctl.spec import PreprocessSettings
+from transferctl.trainsettings import AugmentSettings
 
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 411, 3)).astype(np.uint8))
 

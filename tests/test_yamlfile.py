@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from transferctl import specfaults, yamlfile
 from transferctl.errors import SpecError
-from transferctl.spec import AdamSettings, Spec, WeightsFile
+from transferctl.spec import Spec, WeightsFile
+from transferctl.trainsettings import AdamSettings
 
 BASE = "backbone: resnet18\ntarget: {train: {dataset: digits}}\n"  # two lines: what a test adds is on line 3
 

@@ -23,7 +23,7 @@ from transferctl.data import Split
 from transferctl.display import Display
 from transferctl.errors import DataError
 from transferctl.preprocess import Preprocessing, evaluation_image, training_image
-from transferctl.spec import AugmentSettings
+from transferctl.trainsettings import AugmentSettings
 from transferctl.wording import counted, printable
 
 SHOWN_BROKEN = 20

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from transferctl.spec import AdamSettings, AdamWSettings, SgdSettings
+from transferctl.trainsettings import AdamSettings, AdamWSettings, SgdSettings
 
 
 def build(settings: SgdSettings | AdamSettings, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

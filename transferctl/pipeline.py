@@ -20,7 +20,8 @@ from transferctl.errors import CheckpointError, DataError, SpecError
 from transferctl.loaders import Audit, BrokenSamples
 from transferctl.model import TransferModel, preprocessing_of, restore
 from transferctl.preprocess import Preprocessing
-from transferctl.spec import AugmentSettings, BackboneSettings, Spec, TrainingSettings, WeightsFile
+from transferctl.spec import BackboneSettings, Spec, WeightsFile
+from transferctl.trainsettings import AugmentSettings, TrainingSettings
 from transferctl.wording import shown
 
 Names = Sequence[tuple[str, ...]]

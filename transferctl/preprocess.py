@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from transferctl.spec import AugmentSettings, PreprocessSettings
+    from transferctl.spec import PreprocessSettings
+    from transferctl.trainsettings import AugmentSettings
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo
+from pydantic_core import PydanticCustomError
 
 
 class Settings(BaseModel):
@@ -70,3 +72,26 @@ class PenaltySettings(Settings):
     """What every penalty accepts; `transferctl/penalties/*.py` add their own keys."""
 
     weight: float = Field(ge=0, description="Factor on the penalty in the objective.")
+
+
+# -- faults that pydantic has no words for; specfaults tells them
+
+
+def as_mapping(value: Any, wanted: str, key: str = "") -> Any:
+    """The value if it is a mapping (with `key`, if given); `wanted` says what would do."""
+    if isinstance(value, Settings) or (isinstance(value, dict) and (not key or key in value)):
+        return value
+    raise PydanticCustomError("wrong_form", "must be {wanted}", {"wanted": wanted})
+
+
+def across(key: str, other: str, message: str) -> PydanticCustomError:
+    """What `key` cannot be beside `other`: told at `key`, unless `other` is wrong itself."""
+    return PydanticCustomError("across_keys", "{message}", {"message": message, "key": key, "other": other})
+
+
+def of_kind(value: Any, key: str, kinds: Iterable[str]) -> Any:
+    """The value, unless it is a mapping whose `key` names none of the kinds."""
+    if isinstance(value, dict) and key in value and value[key] not in list(kinds):
+        context = {"key": key, "kinds": list(kinds), "written": value[key]}
+        raise PydanticCustomError("unknown_kind", "unknown kind", context)
+    return value

@@ -7,7 +7,6 @@ a fraction of a second. Which kinds of data and which penalties exist is read fr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,35 +20,12 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from transferctl import plugins
-from transferctl.settings import DataSettings, InputPath, PenaltySettings, Settings, Text
+from transferctl.settings import DataSettings, InputPath, PenaltySettings, Settings, Text, across, as_mapping, of_kind
+from transferctl.trainsettings import TrainingSettings
 
 PUBLISHED_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
-
-
-# -- faults that pydantic has no words for; yamlfile tells them ----------------------------------------
-
-
-def _mapping(value: Any, wanted: str, key: str = "") -> Any:
-    """The value if it is a mapping (with `key`, if given); `wanted` says what would do."""
-    if isinstance(value, Settings) or (isinstance(value, dict) and (not key or key in value)):
-        return value
-    raise PydanticCustomError("wrong_form", "must be {wanted}", {"wanted": wanted})
-
-
-def _across(key: str, other: str, message: str) -> PydanticCustomError:
-    """What `key` cannot be beside `other`: told at `key`, unless `other` is wrong itself."""
-    return PydanticCustomError("across_keys", "{message}", {"message": message, "key": key, "other": other})
-
-
-def _of_kind(value: Any, key: str, kinds: Iterable[str]) -> Any:
-    """The value, unless it is a mapping whose `key` names none of the kinds."""
-    if isinstance(value, dict) and key in value and value[key] not in list(kinds):
-        context = {"key": key, "kinds": list(kinds), "written": value[key]}
-        raise PydanticCustomError("unknown_kind", "unknown kind", context)
-    return value
 
 
 # -- backbone and head --------------------------------------------------------------------------------
@@ -69,7 +45,7 @@ class WeightsFile(Settings):
 def _weights_shorthand(value: Any) -> Any:
     """`source`, `none` and published names (upper case) stay; any other text is a path."""
     if not isinstance(value, str):
-        return _mapping(value, "a name, a path or a mapping with `path`")
+        return as_mapping(value, "a name, a path or a mapping with `path`")
     return value if value in ("source", "none") or PUBLISHED_NAME.fullmatch(value) else {"path": value}
 
 
@@ -89,7 +65,7 @@ class BackboneSettings(Settings):
 
 
 def _backbone_shorthand(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else _mapping(value, "a name or a mapping with `name`")
+    return {"name": value} if isinstance(value, str) else as_mapping(value, "a name or a mapping with `name`")
 
 
 class HeadSettings(Settings):
@@ -122,7 +98,7 @@ class PreprocessSettings(Settings):
     @model_validator(mode="after")
     def _crop_fits(self) -> PreprocessSettings:
         if self.resize and self.crop and self.crop > self.resize:
-            raise _across("crop", "resize", f"is {self.crop}, larger than preprocess.resize, which is {self.resize}")
+            raise across("crop", "resize", f"is {self.crop}, larger than preprocess.resize, which is {self.resize}")
         return self
 
     @field_validator("std")
@@ -131,22 +107,6 @@ class PreprocessSettings(Settings):
         if std and min(std) <= 0:
             raise ValueError("standard deviations must be greater than 0")
         return std
-
-
-class AugmentSettings(Settings):
-    """Training images only: random resized crop, then a random mirror image."""
-
-    crop_scale: Annotated[tuple[float, float], Field(strict=False)] = Field(
-        (0.35, 1.0), description="Smallest and largest part of the image's area that a crop covers."
-    )
-    flip: bool = Field(True, description="Mirror half of the images left to right.")
-
-    @field_validator("crop_scale")
-    @classmethod
-    def _in_order(cls, scale: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError("must be two numbers in order, between 0 and 1")
-        return scale
 
 
 # -- data ---------------------------------------------------------------------------------------------
@@ -161,7 +121,7 @@ def _data_shorthand(value: Any) -> Any:
     if isinstance(value, dict) and "dataset" not in value and "path" in value:
         kind = "manifest" if str(value["path"]).lower().endswith(".csv") else "folder"
         value = {"dataset": kind, **value}
-    return _of_kind(_mapping(value, "a path or a mapping with `dataset`", "dataset"), "dataset", _DATASETS)
+    return of_kind(as_mapping(value, "a path or a mapping with `dataset`", "dataset"), "dataset", _DATASETS)
 
 
 def _dataset_name(value: Any) -> str | None:
@@ -201,81 +161,7 @@ class SourceSettings(Settings):
     )
 
 
-# -- training -----------------------------------------------------------------------------------------
-
-
-Decay = Annotated[float, Field(ge=0, lt=1)]
-
-
-class SgdSettings(Settings):
-    name: Literal["sgd"] = Field("sgd", description="Stochastic gradient descent.")
-    lr: float = Field(0.01, gt=0, le=1e6, description="Learning rate.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum.")
-    nesterov: bool = Field(False, description="Nesterov's momentum.")
-    weight_decay: float = Field(0.0, ge=0, le=1e6, description="L2 weight decay on every trained parameter.")
-
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> SgdSettings:
-        if self.nesterov and not self.momentum:
-            raise _across("nesterov", "momentum", "needs a momentum greater than 0")
-        return self
-
-
-class AdamSettings(Settings):
-    name: Literal["adam"] = Field(description="Adam.")
-    lr: float = Field(0.001, gt=0, le=1e6, description="Learning rate.")
-    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = Field(
-        (0.9, 0.999), description="Decay of the running means of the gradient and of its square."
-    )
-    weight_decay: float = Field(0.0, ge=0, le=1e6, description="L2 weight decay, through the gradient.")
-
-
-class AdamWSettings(AdamSettings):
-    name: Literal["adamw"] = Field(description="Adam with decoupled weight decay.")  # type: ignore[assignment]
-    weight_decay: float = Field(0.01, ge=0, le=1e6, description="Decoupled weight decay.")
-
-
-def _optimizer_name(value: Any) -> str | None:
-    name = value.get("name", "sgd") if isinstance(value, dict) else getattr(value, "name", None)
-    return name if isinstance(name, str) else None
-
-
-_OPTIMIZERS = ("sgd", "adam", "adamw")
-
-
-def _optimizer_shorthand(value: Any) -> Any:
-    if isinstance(value, str):
-        value = {"name": value}
-    return _of_kind(_mapping(value, f"a name ({', '.join(_OPTIMIZERS)}) or a mapping with `name`"), "name", _OPTIMIZERS)
-
-
-Optimizer = Annotated[
-    Annotated[SgdSettings, Tag("sgd")] | Annotated[AdamSettings, Tag("adam")] | Annotated[AdamWSettings, Tag("adamw")],
-    Discriminator(_optimizer_name),
-    BeforeValidator(
-        _optimizer_shorthand,
-        json_schema_input_type=Literal[_OPTIMIZERS] | SgdSettings | AdamSettings | AdamWSettings,
-    ),
-]
-
-
-class TrainingSettings(Settings):
-    """Settings of one training stage."""
-
-    epochs: int = Field(10, gt=0, description="Passes over the training data.")
-    batch_size: int = Field(
-        32, gt=0, description="At most this many samples a step; an epoch is cut into equal batches."
-    )
-    optimizer: Optimizer = Field(
-        default_factory=SgdSettings, description="How parameters are updated; a bare name takes its defaults."
-    )
-    schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description="Learning rate over the training: half a cosine down to 0, or constant."
-    )
-    augment: AugmentSettings | Literal["none"] = Field(
-        default_factory=AugmentSettings,
-        description="Random changes to training images; extract never augments, as features are computed once.",
-    )
+# -- the whole ---------------------------------------------------------------------------------------
 
 
 class BaselineSettings(Settings):
@@ -289,7 +175,7 @@ def _penalty_shorthand(value: Any) -> Any:
     if value is None:
         return None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return {"weight": value} if is_number else _mapping(value, "a number or a mapping with `weight`")
+    return {"weight": value} if is_number else as_mapping(value, "a number or a mapping with `weight`")
 
 
 if TYPE_CHECKING:
@@ -385,11 +271,11 @@ class Spec(TrainingSettings):
     @model_validator(mode="after")
     def _source_where_needed(self) -> Spec:
         if self.source is None and self.target_weight is not None:
-            raise _across(
+            raise across(
                 "lambda", "source", "weighs L_T against L_S, but there is no `source`; add it, or remove lambda"
             )
         if self.source is None and self.backbone.weights == "source":
-            raise _across("backbone.weights", "source", "is source, but there is no `source` to train on; add it")
+            raise across("backbone.weights", "source", "is source, but there is no `source` to train on; add it")
         return self
 
 

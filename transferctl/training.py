@@ -23,7 +23,7 @@ from transferctl.preprocess import keyed_randomness
 from transferctl.results import headline, save_checkpoint
 from transferctl.runs import Run
 from transferctl.scoring import Forward, measure
-from transferctl.spec import TrainingSettings
+from transferctl.trainsettings import TrainingSettings
 
 
 @dataclass(frozen=True)
