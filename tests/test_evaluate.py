@@ -93,7 +93,7 @@ def test_predictions_are_the_argmax_and_its_softmax_whatever_the_batches(tmp_pat
     logits = np.random.default_rng(0).normal(0, 3, (7, 4)).astype(np.float32)
     predictions = Predictions()
     for batch in np.split(logits, [3, 6]):
-        predictions(torch.from_numpy(batch))
+        predictions(torch.from_numpy(batch), torch.zeros(len(batch), dtype=torch.int64))
     labels = np.array([0, 1, 2, 3, 0, 1, 2])
     split = Split("val", ImageFiles([f"{i}.png" for i in range(7)], labels, "abcd"), np.arange(7), labels)
     folder: Any = SimpleNamespace(path=tmp_path)

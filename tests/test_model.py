@@ -7,7 +7,7 @@ import torch
 
 from transferctl.backbones import torchvision as plugin
 from transferctl.errors import SpecError
-from transferctl.model import TransferModel, frozen_parameters
+from transferctl.model import BatchNorm, TransferModel, frozen_parameters
 from transferctl.preprocess import Preprocessing
 
 
@@ -29,7 +29,7 @@ def _train_a_step(model: TransferModel) -> None:
 
 def test_frozen_stages_keep_weights_and_running_statistics() -> None:
     model = _model()
-    model.freeze("layer3", batchnorm_trains=True)
+    model.freeze("layer3", BatchNorm(thawed="train"))
     before = {name: tensor.clone() for name, tensor in model.backbone.net.state_dict().items()}
     _train_a_step(model)
     moved = {name for name, tensor in model.backbone.net.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -40,7 +40,7 @@ def test_frozen_stages_keep_weights_and_running_statistics() -> None:
 
 def test_frozen_batchnorm_keeps_statistics_of_thawed_stages_and_trains_their_scale() -> None:
     model = _model()
-    model.freeze("none", batchnorm_trains=False)
+    model.freeze("none", BatchNorm())
     before = {name: tensor.clone() for name, tensor in model.backbone.net.state_dict().items()}
     _train_a_step(model)
     moved = {name for name, tensor in model.backbone.net.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -64,7 +64,7 @@ def test_an_unknown_stage_suggests_the_nearest() -> None:
 
 def test_frozen_layers_build_no_graph() -> None:
     model = _model()
-    model.freeze("all", batchnorm_trains=False)
+    model.freeze("all", BatchNorm())
     model.train()
     assert not model.features(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).pooled.requires_grad
     assert not any(module.training for module in model.backbone.net.modules())

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from transferctl.backbones import torchvision as plugin
-from transferctl.contracts import Batch, Features
-from transferctl.model import TransferModel
-from transferctl.objective import in_symbols, joint_objective
+from transferctl.contracts import Batch, Features, PenaltyStart
+from transferctl.device import Compute
+from transferctl.model import BatchNorm, Original, TransferModel
+from transferctl.objective import Losses, Objective, in_symbols
 from transferctl.penalties import l2sp
 from transferctl.preprocess import Preprocessing
 from transferctl.tasks import classification
+
+
+def no_data(domain: str, most: int | None) -> Iterator[Batch]:
+    raise AssertionError("L2-SP looks at no data")
 
 
 @pytest.fixture
@@ -22,8 +30,12 @@ def model() -> TransferModel:
     model = TransferModel("torchvision", backbone, Preprocessing(32, 32), "classification")
     model.add_new_head("source", ["a", "b", "c"], hidden=(), dropout=0.0, seed=0)
     model.add_new_head("target", ["x", "y"], hidden=(), dropout=0.0, seed=0)
-    model.freeze("none", batchnorm_trains=False)
+    model.freeze("none", BatchNorm())
     return model
+
+
+def joint_objective(model: TransferModel, features: Features, batch: Batch, weight: float, penalties: Any) -> Losses:
+    return Objective(classification, weight, penalties)(model, features, batch)
 
 
 def _step(model: TransferModel, n_source: int, n_target: int) -> tuple[Features, Batch]:
@@ -37,7 +49,7 @@ def _step(model: TransferModel, n_source: int, n_target: int) -> tuple[Features,
 def test_joint_gradient_is_the_weighted_sum_of_the_two_gradients(model: TransferModel, weight: float) -> None:
     weights = [p for p in model.backbone.parameters() if p.requires_grad][:10]
     features, batch = _step(model, 4, 6)
-    joint = torch.autograd.grad(joint_objective(model, classification, features, batch, weight, {}).total, weights)
+    joint = torch.autograd.grad(joint_objective(model, features, batch, weight, {}).total, weights)
     by_hand = []
     for domain, rows in (("source", slice(0, 4)), ("target", slice(4, 10))):
         logits = model.heads[domain](model.features(batch.inputs)[rows])
@@ -48,7 +60,7 @@ def test_joint_gradient_is_the_weighted_sum_of_the_two_gradients(model: Transfer
 
 def test_without_source_samples_the_objective_is_the_target_loss_alone(model: TransferModel) -> None:
     features, batch = _step(model, 0, 6)
-    losses = joint_objective(model, classification, features, batch, 7.0, {})
+    losses = joint_objective(model, features, batch, 7.0, {})
     assert losses.source is None
     assert losses.total.item() == losses.target.item()
 
@@ -58,19 +70,20 @@ def test_batch_sizes_do_not_change_what_lambda_means(model: TransferModel) -> No
     features, batch = _step(model, 4, 6)
     twice = Batch(batch.inputs, batch.labels.repeat_interleave(2), 8)
     doubled = Features(features.pooled.repeat_interleave(2, 0))
-    one = joint_objective(model, classification, features, batch, 2.0, {}).total
-    two = joint_objective(model, classification, doubled, twice, 2.0, {}).total
+    one = joint_objective(model, features, batch, 2.0, {}).total
+    two = joint_objective(model, doubled, twice, 2.0, {}).total
     torch.testing.assert_close(one, two)
 
 
 def test_l2sp_is_the_papers_formula_and_spares_the_start(model: TransferModel) -> None:
-    penalty = l2sp.build(l2sp.Settings(weight=0.1, head_ratio=0.0), model)
+    original = Original(model, Compute(torch.device("cpu"), False, ""))
+    penalty = l2sp.build(l2sp.Settings(weight=0.1, head_ratio=0.0), PenaltyStart(model, original, no_data, 0))
     features, batch = _step(model, 0, 2)
-    assert joint_objective(model, classification, features, batch, 1.0, {"l2sp": penalty}).penalties["l2sp"].item() == 0
+    assert joint_objective(model, features, batch, 1.0, {"l2sp": penalty}).penalties["l2sp"].item() == 0
     with torch.no_grad():
         for p in model.backbone.parameters():
             p.add_(0.01)
-    losses = joint_objective(model, classification, features, batch, 1.0, {"l2sp": penalty})
+    losses = joint_objective(model, features, batch, 1.0, {"l2sp": penalty})
     n = sum(p.numel() for p in model.backbone.parameters())
     assert losses.penalties["l2sp"].item() == pytest.approx(n * 0.01**2 / 2, rel=1e-3)
     assert losses.total.item() == pytest.approx(losses.target.item() + 0.1 * losses.penalties["l2sp"].item(), rel=1e-6)

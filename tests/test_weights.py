@@ -207,7 +207,7 @@ def _aligned(source: Path) -> data.DomainData:
     model = TransferModel("torchvision", backbone, Preprocessing(36, 32), "classification")
     model.add_made_head("source", head, [names[0] for names in _NAMES], {"kind": "pretrained", "named": True})
     domain = data.load_domain(folder.Settings(path=str(source)), 0.5, None, 0, domain="source")
-    return starting.align_source(domain, model, _NAMES, 0, Display())
+    return starting.align_source(domain, model, _NAMES, 0, Display())[0]
 
 
 def test_source_folders_go_to_the_outputs_of_their_id_or_name(image_folder: Callable[..., Path]) -> None:

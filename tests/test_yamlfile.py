@@ -89,7 +89,11 @@ def test_endless_numbers_are_refused_not_changed(write, written):
         ("name: true", "name", "must be text, not true; put it in quotes to use it as text"),
         ("head: {hidden: [8, x]}", "head.hidden[1]", "must be a whole number, not 'x'"),
         ("optimizer: {name: adan}", "optimizer.name", "must be sgd, adam or adamw, not 'adan'; did you mean adam?"),
-        ("schedule: cosin", "schedule", "must be cosine or constant, not 'cosin'; did you mean cosine?"),
+        (
+            "schedule: cosin",
+            "schedule",
+            "must be cosine, constant, linear, step or one_cycle, not 'cosin'; did you mean cosine?",
+        ),
         ("device: gpu", "device", "must be auto, cpu, cuda, cuda:N or mps, not 'gpu'"),
         ("device: null", "device", "must be auto, cpu, cuda, cuda:N or mps, not null"),
         ("workers: 1000", "workers", "must be at most 256, not 1000"),
@@ -107,7 +111,7 @@ def test_endless_numbers_are_refused_not_changed(write, written):
         (
             "source: {train: a, val: [1]}",
             "source.val",
-            "must be a number, a path or a mapping with `dataset`, not [1]",
+            "must be a number, none, a path or a mapping with `dataset`, not [1]",
         ),
         ("augment: on", "augment", "must be a mapping or none, not 'on'"),
         ("augment: {crop_scale: [1]}", "augment.crop_scale", "must have 2 items, not 1"),

@@ -12,7 +12,8 @@ from transferctl import loaders, pipeline, scoring, training
 from transferctl.data import DomainData
 from transferctl.device import Compute
 from transferctl.display import Display
-from transferctl.model import TransferModel
+from transferctl.model import BatchNorm, TransferModel
+from transferctl.objective import Objective
 from transferctl.spec import Spec
 
 ARMS = {"transfer": "transfer: frozen features + new head", "scratch": "from scratch"}
@@ -53,12 +54,13 @@ def _from_scratch(spec: Spec, epochs: int, target: DomainData, compute: Compute,
     start = pipeline.load_backbone(pipeline.from_random_weights(spec))
     model = TransferModel(spec.backbone.library, start.backbone, start.preprocessing, spec.task)
     model.add_new_head("target", target.classes, hidden=spec.head.hidden, dropout=spec.head.dropout, seed=spec.seed)
-    model.freeze("none", batchnorm_trains=True)
     model.to(compute.device)
     settings = spec.pretrain.model_copy(update={"epochs": epochs, "batch_size": spec.batch_size})
     workers = loaders.workers_for(spec.workers, target.train)
+    augment = pipeline.augmentation(settings)
+    loss = pipeline.domain_loss(settings.label_smoothing, spec.target.balance, target.train, target.classes, compute)
     stream = loaders.training_stream(
-        target.train, None, task, model.preprocessing, pipeline.augmentation(settings),
+        target.train, None, task, model.preprocessing, augment,
         batch_size=settings.batch_size, source_batch_size=0, epochs=epochs, seed=spec.seed, workers=workers,
     )  # fmt: skip
     batches_of = partial(
@@ -66,7 +68,11 @@ def _from_scratch(spec: Spec, epochs: int, target: DomainData, compute: Compute,
         task=task, preprocessing=model.preprocessing, batch_size=SCORING_BATCH, workers=workers,
     )  # fmt: skip
     validation = partial(batches_of, target.val)
-    fitted = training.fit(model, task, settings, stream, validation, model.features, compute, display, seed=spec.seed)
+    fitted = training.fit(
+        model, Objective(task, domains={"target": loss}), settings, stream, validation, model.features, compute,
+        display, seed=spec.seed, frozen={1: "none"}, batchnorm=BatchNorm(thawed="train"),
+        mixing=pipeline.mixing(augment),
+    )  # fmt: skip
     model.load_state_dict(fitted.best_state, strict=False)
     scored = target.val if target.test is None else target.test
     return float(scoring.measure(model, task, batches_of(scored), model.features, compute)["accuracy"])

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from transferctl import data, loaders, objective, pipeline, starting
+from transferctl import data, loaders, penalising, pipeline, plan, starting
 from transferctl.data import DomainData
 from transferctl.display import Display
 from transferctl.errors import DataError, TransferctlError
@@ -72,13 +71,15 @@ def _show_plan(spec: Spec, domains: Mapping[str, DomainData], display: Display) 
     pipeline.check_head_size(spec, target.classes)
     compute = pipeline.chosen_device(spec, display)
     model = _model(spec, domains, display)
-    display.table(
-        f"Stages of {spec.backbone.name} under frozen: {in_words(spec.frozen)}", _STAGE_COLUMNS, stage_rows(model)
-    )
+    stages = plan.stage_rows(spec, model)
+    title = f"Stages of {spec.backbone.name} under frozen: {in_words(spec.frozen_by_epoch())}"
+    display.table(title, plan.STAGE_COLUMNS, stages)
     display.table("Plan", ["", ""], _plan(spec, model, str(compute)))
     return {
         "classes": {row[0]: row[1:] for row in counts},
-        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "objective": plan.in_symbols(spec),
+        "stages": [dict(zip(plan.STAGE_COLUMNS, row, strict=True)) for row in stages],
+        "trained_parameters": sum(row[2] for row in stages),
         "notes": [note for domain in domains.values() for note in domain.notes],
     }
 
@@ -88,11 +89,10 @@ def _model(spec: Spec, domains: Mapping[str, DomainData], display: Display) -> T
     stage0 = spec.backbone.weights == "source" and not spec.from_run
     source = None if stage0 else domains.get("source")
     start = pipeline.from_random_weights(spec) if stage0 else spec
-    model, _, _ = starting.model(start, domains["target"], source, display)
+    model = starting.model(start, domains["target"], source, display).model
     if stage0 and "source" in domains:
         model.add_new_head("source", domains["source"].classes, hidden=(), dropout=0.0, seed=spec.seed)
-    model.freeze(spec.frozen, batchnorm_trains=pipeline.batchnorm_trains(spec))
-    return model.train()
+    return model
 
 
 def _class_counts(target: DomainData) -> list[list[Any]]:
@@ -101,47 +101,19 @@ def _class_counts(target: DomainData) -> list[list[Any]]:
     return [[printable(name), *(int(count[i]) for count in counts)] for i, name in enumerate(target.classes)]
 
 
-_STAGE_COLUMNS = ["stage", "parameters", "trained", "BatchNorm"]
-_STATISTICS = {
-    frozenset(): "none",
-    frozenset({True}): "batch statistics",
-    frozenset({False}): "statistics fixed",
-    frozenset({True, False}): "partly fixed",
-}
-
-
-def stage_rows(model: TransferModel) -> list[list[Any]]:
-    """A row a stage, then the heads: parameters, how many are trained, what BatchNorm's statistics do."""
-    parameters = dict(model.backbone.net.named_parameters())
-    norms = {name: m.training for name, m in model.backbone.net.named_modules() if isinstance(m, _BatchNorm)}
-    rows: list[list[Any]] = []
-    for stage in model.backbone.stages():
-        own = [p for name, p in parameters.items() if stage.owns(name)]
-        trained = sum(p.numel() for p in own if p.requires_grad)
-        moving = {training for name, training in norms.items() if stage.owns(name)}
-        rows.append([stage.name, sum(p.numel() for p in own), trained, _STATISTICS[frozenset(moving)]])
-    for domain, head in sorted(model.heads.items()):
-        sizes = [(p.numel(), p.requires_grad) for p in head.parameters()]
-        rows.append([f"{domain} head", sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained), "none"])
-    return rows
-
-
 def _plan(spec: Spec, model: TransferModel, compute: str) -> list[list[str]]:
-    target_weight = 1.0 if spec.target_weight is None else spec.target_weight
-    weights = {name: settings.weight for name, settings in spec.penalties.chosen().items()}
-    symbols = objective.in_symbols(spec.source is not None, target_weight, weights)
     stage0 = ["stage 0", f"pretrain on source: min over θ of L_S, {counted(spec.pretrain.epochs, 'epoch')}"]
+    needs = penalising.needs(spec)
     return [
         *([stage0] if spec.backbone.weights == "source" else []),
         ["extract", "trains the target head alone: min over the head of L_T on frozen features"],
-        ["finetune", f"trains what the table says: {symbols}"],
+        ["finetune", f"trains what the table says: {plan.in_symbols(spec)}"],
+        *([["head first", plan.head_first(spec)]] if spec.head_first else []),
         ["L_S, L_T", "mean cross-entropy over the samples of source and of target"],
+        *([f"Ω_{name}", plan.penalty(name, needs[name])] for name in needs),
         ["preprocessing", str(model.preprocessing)],
-        [
-            "optimizer",
-            f"{spec.optimizer.name}, lr {spec.optimizer.lr:g}, {spec.schedule}, "
-            f"{counted(spec.epochs, 'epoch')} of batches ≤ {spec.batch_size}",
-        ],
+        ["optimizer", plan.optimizer(spec)],
+        *([["also", also]] if (also := plan.extras(spec)) else []),
         ["device", compute],
     ]
 

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder a step, each whole or absent; `best` and `last` are links to them.
+"""Checkpoints: a folder a step, each whole or absent; `best`, `last` and `start` are links to them.
 
     checkpoints/step-000120/model.safetensors   every weight: backbone.*, heads.target.*, heads.source.*
                             manifest.json       architecture, classes, preprocessing, metrics, SHA-256 of the files
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
+LINKS = ("best", "last", "start")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Checkpoint:
 def save(
     run: Path, step: int, state: Mapping[str, Tensor], manifest: Mapping[str, Any], links: tuple[str, ...]
 ) -> None:
-    """Write a checkpoint, point `links` (best, last) at it, remove those that no link points at.
+    """Write a checkpoint, point `links` (of LINKS) at it, remove those that no link points at.
 
     Raises ResourceError where the disk refuses; the older checkpoints then stay as they were.
     """
@@ -92,7 +93,7 @@ def _point(link: Path, name: str) -> None:
 
 
 def _prune(folder: Path) -> None:
-    kept = {(folder / link).resolve().name for link in ("best", "last")}
+    kept = {(folder / link).resolve().name for link in LINKS}
     for entry in folder.iterdir():
         if entry.name.startswith(("step-", ".step-")) and not entry.is_symlink() and entry.name not in kept:
             shutil.rmtree(entry)

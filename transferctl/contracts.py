@@ -15,15 +15,17 @@ How other domains fit (so that these contracts need no change of form when they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import Tensor, nn
 
-    from transferctl.model import TransferModel
+    from transferctl.model import Original, TransferModel
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,31 @@ class Features:
 
 
 @dataclass(frozen=True)
+class Mixed:
+    """What mixup or CutMix made of a batch: each row is `share` [N] itself and 1 − share a partner of its own
+    domain, whose labels are `partners` [N] int64."""
+
+    partners: Tensor
+    share: Tensor
+
+    def __getitem__(self, rows: slice) -> Mixed:
+        return Mixed(self.partners[rows], self.share[rows])
+
+
+@dataclass(frozen=True)
 class Batch:
     """One step's samples of both domains; the first `n_source` rows are source, the rest target.
 
-    inputs: uint8 [N, 3, H, W] (images, not yet normalised) or float [N, D] (features computed before).
-    labels: int64 [N], each a position in its own domain's class map.
+    inputs: uint8 [N, 3, H, W] (images, not yet normalised; float, of 0 to 255, once they are mixed) or float [N, D]
+    (features computed before). labels: int64 [N], each a position in its own domain's class map. names: what
+    people call the samples, for messages.
     """
 
     inputs: Any
     labels: Tensor
     n_source: int = 0
+    names: tuple[str, ...] = ()
+    mixed: Mixed | None = None
 
     @property
     def source(self) -> slice:
@@ -57,14 +74,39 @@ class Batch:
     def target(self) -> slice:
         return slice(self.n_source, len(self.labels))
 
+    def to(self, device: torch.device) -> Batch:
+        return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
+
 
 @dataclass(frozen=True)
 class StepContext:
-    """What a penalty may look at: the model as it is in this step and what it computed."""
+    """What a penalty may look at: the model as it is in this step, what it computed on the batch, and the model as
+    fine-tuning started it."""
 
     model: TransferModel
     features: Features
     batch: Batch
+    original: Original | None = None
+
+    @cached_property
+    def original_features(self) -> Features:
+        """What the original computes on the same batch, no gradient; once a step, whoever asks."""
+        assert self.original is not None, "fine-tuning with penalties keeps the original"
+        return self.original.features(self.batch.inputs)
+
+
+@dataclass(frozen=True)
+class PenaltyStart:
+    """What a penalty is built from, before the first step.
+
+    model: as it starts; original: its frozen copy. batches(domain, most): training images of a domain on the model's
+    device, each once, not augmented; `most` samples, drawn by the seed, or all (None). seed: keys what is drawn.
+    """
+
+    model: TransferModel
+    original: Original
+    batches: Callable[[str, int | None], Iterator[Batch]]
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -145,17 +187,34 @@ class Task(Protocol):
         """A new head: Features -> logits [N, outputs]."""
         ...
 
-    def collate(self, samples: Sequence[Any], labels: Sequence[int], n_source: int) -> Batch: ...
+    def collate(self, samples: Sequence[Any], labels: Sequence[int], n_source: int, names: Sequence[str]) -> Batch: ...
 
-    def loss(self, head: nn.Module, features: Features, labels: Tensor) -> Tensor:
-        """Mean loss over the given samples, a scalar in fp32."""
+    def loss(
+        self,
+        head: nn.Module,
+        features: Features,
+        targets: Tensor,
+        *,
+        label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
+    ) -> Tensor:
+        """Mean loss over the given samples, a scalar in fp32. targets: labels, or what `soft_targets` makes."""
+        ...
+
+    def soft_targets(self, labels: Tensor, mixed: Mixed, outputs: int) -> Tensor:
+        """Targets of mixed samples: `share` of each label and 1 − share of its partner's."""
         ...
 
     def meter(self, class_names: Sequence[str]) -> Meter: ...
 
 
 class Penalty(Protocol):
-    """A term added to the objective; its value does not depend on the batch size."""
+    """A term added to the objective; its value does not depend on the batch size.
+
+    A penalty's module has `Settings`, `NEEDS` (which of "pretrained weights", "source data" and "source head" it
+    cannot do without), and `build(settings, start: PenaltyStart) -> Penalty`. Its docstring's first line says what it
+    is, with its formula; the rest names the paper.
+    """
 
     weight: float
 

@@ -24,12 +24,14 @@ from transferctl.wording import shown
 
 @dataclass(frozen=True)
 class Split:
-    """Some samples of a data set. indices: int64 [n] into it; labels: int64 [n], positions in the class map."""
+    """Some samples of a data set. indices: int64 [n] into it; labels: int64 [n], positions in the class map.
+    balanced: training draws each class as often as any other."""
 
     name: str
     dataset: Dataset
     indices: np.ndarray
     labels: np.ndarray
+    balanced: bool = False
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -65,17 +67,18 @@ class DomainData:
     skipped: int = 0
 
     def splits(self) -> list[Split]:
-        return [self.train, self.val, *([] if self.test is None else [self.test])]
+        """Those that have samples: a source may do without validation data."""
+        return [self.train, *([self.val] if len(self.val) else []), *([] if self.test is None else [self.test])]
 
     def named_splits(self, domain: str) -> dict[str, Split]:
         return {f"{domain}.{split.name}": split for split in self.splits()}
 
 
 def load_domain(
-    train: DataSettings, val: DataSettings | float, test: DataSettings | None, seed: int, *, domain: str
+    train: DataSettings, val: DataSettings | float | str, test: DataSettings | None, seed: int, *, domain: str
 ) -> DomainData:
-    """List and split a domain's data. Raises DataError with every problem: nothing to train on, one class,
-    classes that only val or test has."""
+    """List and split a domain's data. val: data, a fraction of train, or "none". Raises DataError with every
+    problem: nothing to train on, one class, classes that only val or test has."""
     data, problems = survey(train, val, test, seed, domain=domain)
     if problems or data is None:
         raise DataError("\n".join(problems))
@@ -83,7 +86,7 @@ def load_domain(
 
 
 def survey(
-    train: DataSettings, val: DataSettings | float, test: DataSettings | None, seed: int, *, domain: str
+    train: DataSettings, val: DataSettings | float | str, test: DataSettings | None, seed: int, *, domain: str
 ) -> tuple[DomainData | None, list[str]]:
     """As `load_domain`, but with its problems beside it; None where training data cannot even be listed.
     With problems it is for looking at alone: an unknown class has label −1."""
@@ -108,7 +111,7 @@ def survey(
     assert train_split is not None
     if isinstance(val, float):
         train_split, val_split = _hold_out(train_split, val, seed, classes, domain, problems)
-    val_split = val_split or replace(train_split.rows(np.arange(0)), name="val")  # its problem is told
+    val_split = val_split or replace(train_split.rows(np.arange(0)), name="val")  # none, or its problem is told
     return DomainData(classes, train_split, val_split, splits["test"], tuple(notes)), problems
 
 

@@ -6,18 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transferctl import baseline, features, loaders, pipeline, pretrain, results, runs, scoring, training, yamlfile
-from transferctl.contracts import Features, Task
-from transferctl.data import DomainData
-from transferctl.device import Compute
+from transferctl import baseline, features, heads, pipeline, pretrain, results, runs, scoring, yamlfile
+from transferctl.contracts import Features
 from transferctl.display import Display
-from transferctl.features import FeatureTable
-from transferctl.model import TransferModel
+from transferctl.model import BatchNorm, TransferModel
 from transferctl.runs import Run
 from transferctl.spec import Spec
 from transferctl.training import Fitted
-
-SCORING_BATCH = 64
 
 
 def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
@@ -28,10 +23,10 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     start = pipeline.load_backbone(pretrain.ensure_source(spec, runs_dir, display))
     task = pipeline.task_of(spec)
     model = pipeline.transfer_model(spec, start, target.classes, display)
-    model.freeze("all", batchnorm_trains=False)
+    model.freeze("all", BatchNorm())
     model.freeze_head("source")
     model.to(compute.device)
-    unused = ["from_run", "frozen", "batchnorm", "target_weight", "penalties", "augment"]
+    unused = ["from_run", "frozen", "batchnorm", "head_first", "target_weight", "penalties", "augment"]
     unused += ["source"] if spec.backbone.weights != "source" else []
     unused += ["pretrain"] if spec.backbone.weights != "source" and spec.baseline is None else []
     pipeline.say_unused(spec, unused, "extract (the backbone is frozen, features are computed once)", display)
@@ -42,8 +37,12 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     ):
         folder.summary |= {"start": start.origin, "skipped": target.skipped}
         results.describe_run(folder, spec.seed, compute, model, target.named_splits("target"))
-        tables = _tables(spec, model, task, target, compute, display)
-        fitted = _fit_head(spec, model, task, tables["train"], tables["val"], compute, display, folder)
+        tables = heads.tables(spec, model, task, target.splits(), compute, display)
+        loss = pipeline.domain_loss(spec.label_smoothing, spec.target.balance, target.train, target.classes, compute)
+        fitted = heads.fit(
+            model, task, spec, "target", loss, tables["train"], tables["val"], compute, display,
+            seed=spec.seed, run=folder,
+        )  # fmt: skip
         _save(folder, model, fitted)
         folder.summary |= {"best": fitted.best, "last": fitted.last}
         scoring.score_best(folder, model, task, target, lambda split: features.evaluation_batches(tables[split.name]),
@@ -53,36 +52,6 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
             folder.summary["baseline"] = baseline.compare(spec, folder.summary, again, compute, display)
     display.result(str(folder.path))
     return folder.summary
-
-
-def _tables(
-    spec: Spec, model: TransferModel, task: Task, target: DomainData, compute: Compute, display: Display
-) -> dict[str, FeatureTable]:
-    return {
-        split.name: features.compute(
-            model, task, split, compute, display,
-            batch_size=SCORING_BATCH, workers=loaders.workers_for(spec.workers, split),
-        )
-        for split in target.splits()
-    }  # fmt: skip
-
-
-def _fit_head(
-    spec: Spec,
-    model: TransferModel,
-    task: Task,
-    train: FeatureTable,
-    val: FeatureTable,
-    compute: Compute,
-    display: Display,
-    folder: Run,
-) -> Fitted:
-    stream = features.training_stream(train, batch_size=spec.batch_size, epochs=spec.epochs, seed=spec.seed)
-    validation = partial(features.evaluation_batches, val)
-    return training.fit(
-        model, task, spec, stream, validation, Features, compute, display,
-        seed=spec.seed, run=folder, save_each_epoch=False,
-    )  # fmt: skip
 
 
 def _save(folder: Run, model: TransferModel, fitted: Fitted) -> None:

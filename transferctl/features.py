@@ -24,13 +24,16 @@ class FeatureTable:
 
     pooled: Tensor
     labels: Tensor
+    split: Split
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def rows(self, positions: np.ndarray) -> FeatureTable:
+    def batch(self, positions: np.ndarray, domain: str) -> Batch:
         index = torch.from_numpy(positions)
-        return FeatureTable(self.pooled[index], self.labels[index])
+        names = tuple(map(self.split.sample_name, positions.tolist()))
+        n_source = len(positions) if domain == "source" else 0
+        return Batch(self.pooled[index], self.labels[index], n_source, names)
 
 
 def compute(
@@ -57,16 +60,15 @@ def compute(
             pooled[rows], labels[rows] = features.pooled.float().cpu(), batch.labels
             done = rows.stop
             progress.advance(len(batch.labels))
-    return FeatureTable(pooled, labels)
+    return FeatureTable(pooled, labels, split)
 
 
-def training_stream(table: FeatureTable, *, batch_size: int, epochs: int, seed: int) -> Stream:
+def training_stream(table: FeatureTable, *, batch_size: int, epochs: int, seed: int, domain: str) -> Stream:
     """The same order as images would have: every step of every epoch."""
     batches = (
-        Batch(part.pooled, part.labels)
+        table.batch(drawn[:, 0], domain)
         for epoch in range(epochs)
-        for positions in loaders.epoch_batches(len(table), batch_size, seed, epoch)
-        for part in (table.rows(positions),)
+        for drawn in loaders.epoch_batches(table.split.labels, batch_size, seed, epoch, table.split.balanced)
     )
     return Stream(batches, loaders.steps_per_epoch(len(table), batch_size), len(table))
 

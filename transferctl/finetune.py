@@ -1,16 +1,19 @@
-"""Stage 2: thaw layers and minimise L_S + λ·L_T (L_T alone without source data)."""
+"""Stage 2: thaw layers and minimise L_S + λ·L_T + Σ w·Ω (L_T alone without source data)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transferctl import (
+    forgetting,
+    heads,
     loaders,
-    objective,
+    penalising,
     pipeline,
-    plugins,
+    plan,
     pretrain,
     results,
     runs,
@@ -19,83 +22,150 @@ from transferctl import (
     training,
     yamlfile,
 )
-from transferctl.contracts import Penalty
+from transferctl.contracts import Batch, Task
+from transferctl.data import DomainData, Split
+from transferctl.device import Compute
 from transferctl.display import Display
-from transferctl.model import TransferModel, in_words
+from transferctl.forgetting import Outcomes
+from transferctl.model import Original, TransferModel
+from transferctl.objective import DomainLoss, Objective
+from transferctl.runs import Run
 from transferctl.spec import Spec
+from transferctl.training import Fitted
 
 SCORING_BATCH = 256
 
 
 def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     """Fine-tune from the backbone's weights, or from the best checkpoint of the run `from`, head included."""
+    penalising.refuse_unmet_needs(spec)
     target = pipeline.load_target(spec, display)
     source = pipeline.load_source(spec, display) if spec.source else None
     compute = pipeline.chosen_device(spec, display)
     task = pipeline.task_of(spec)
-    model, source, origin = starting.model(
+    start = starting.model(
         spec if spec.from_run else pretrain.ensure_source(spec, runs_dir, display), target, source, display
     )
+    model, source = start.model.to(compute.device), start.source
     if spec.from_run:
         spec = spec.model_copy(update={"head": starting.head_settings(model)})
-    model.freeze(spec.frozen, batchnorm_trains=pipeline.batchnorm_trains(spec))
-    model.to(compute.device)
-    target_weight = 1.0 if spec.target_weight is None else spec.target_weight
-    penalties = _penalties(spec, model)
-    weights = {name: penalty.weight for name, penalty in penalties.items()}
-    display.note(f"objective: {objective.in_symbols(source is not None, target_weight, weights)}")
-    display.note(_what_is_trained(model, spec))
+    frozen, batchnorm = spec.frozen_by_epoch(), pipeline.batchnorm(spec)
+    plan.say(spec, model, display)
     stage0 = spec.backbone.weights == "source" and not spec.from_run
     pipeline.say_unused(spec, ["baseline", *([] if stage0 else ["pretrain"])], "finetune", display)
     splits = target.named_splits("target") | (source.named_splits("source") if source else {})
     with pipeline.naming_all_broken(list(splits.values()), spec, display):
-        late = [*target.splits()[1:], *([source.val] if source else [])]
-        pipeline.read_ahead(late, spec, display)
+        pipeline.read_ahead([split for split in splits.values() if split.name != "train"], spec, display)
+    rehearsed = source.train if spec.source and spec.source.rehearsal and source else None
+    augment = pipeline.augmentation(spec)
     workers = loaders.workers_for(spec.workers, target.train)
-    stream = loaders.training_stream(
-        target.train, source.train if source else None, task, model.preprocessing, pipeline.augmentation(spec),
-        batch_size=spec.batch_size, source_batch_size=_source_batch_size(spec), epochs=spec.epochs,
-        seed=spec.seed, workers=workers,
-    )  # fmt: skip
     batches_of = partial(
         loaders.evaluation_batches,
         task=task, preprocessing=model.preprocessing, batch_size=SCORING_BATCH, workers=workers,
     )  # fmt: skip
+    score_source = partial(_score_source, model, source, task, batches_of, compute)
     with (
         runs.start(runs_dir, "finetune", spec.name, yamlfile.dump(spec), display) as folder,
         pipeline.naming_all_broken(list(splits.values()), spec, display),
     ):
         results.describe_run(folder, spec.seed, compute, model, splits)
-        folder.summary |= {"start": origin, "skipped": target.skipped + (source.skipped if source else 0)}
+        folder.summary |= {"start": start.origin, "skipped": target.skipped + (source.skipped if source else 0)}
+        losses = _losses(spec, target, source, compute)
+        domains = {"target": target} | ({"source": source} if source else {})
+        fresh = start.fresh_heads
+        if spec.head_first:
+            fresh = _heads_first(spec, model, task, domains, fresh, losses, compute, display, folder)
+        results.save_start(folder, model, fresh)
+        before = None if "source" in fresh else score_source()
+        original = Original(model, compute)
+        training_data = {domain: data.train for domain, data in domains.items()}
+        penalties = penalising.build(spec, model, original, task, training_data, compute, display)
+        target_weight = 1.0 if spec.target_weight is None else spec.target_weight
+        objective = Objective(task, target_weight, penalties, original, losses)
+        stream = loaders.training_stream(
+            target.train, rehearsed, task, model.preprocessing, augment,
+            batch_size=spec.batch_size, source_batch_size=_source_batch_size(spec), epochs=spec.epochs,
+            seed=spec.seed, workers=workers,
+        )  # fmt: skip
         fitted = training.fit(
-            model, task, spec, stream, partial(batches_of, target.val), model.features, compute, display,
-            seed=spec.seed, target_weight=target_weight, penalties=penalties, run=folder,
+            model, objective, spec, stream, partial(batches_of, target.val), model.features, compute, display,
+            seed=spec.seed, frozen=frozen, batchnorm=batchnorm, mixing=pipeline.mixing(augment),
+            log_cosine=spec.source is not None and spec.source.gradient_cosine, run=folder,
         )  # fmt: skip
         model.load_state_dict(fitted.best_state, strict=False)
         scoring.score_best(folder, model, task, target, batches_of, model.features, compute, display)
-        if source:
-            kept = scoring.measure(model, task, batches_of(source.val), model.features, compute, "source")
-            folder.summary["source"] = kept
-            folder.log_metrics(split="source_val", **results.headline(kept))
-            results.show_metrics(display, "Source validation, with the same model", kept)
+        if after := score_source():
+            _report_source(before, after, fitted, folder, display)
     display.result(str(folder.path))
     return folder.summary
 
 
-def _penalties(spec: Spec, model: TransferModel) -> dict[str, Penalty]:
-    chosen = spec.penalties.chosen()
-    return {name: plugins.load("penalties", name).build(settings, model) for name, settings in chosen.items()}
+def _losses(spec: Spec, target: DomainData, source: DomainData | None, compute: Compute) -> dict[str, DomainLoss]:
+    losses = {
+        "target": pipeline.domain_loss(spec.label_smoothing, spec.target.balance, target.train, target.classes, compute)
+    }
+    if spec.source and source:
+        losses["source"] = pipeline.domain_loss(
+            spec.source.label_smoothing, spec.source.balance, source.train, source.classes, compute
+        )
+    return losses
+
+
+def _heads_first(
+    spec: Spec,
+    model: TransferModel,
+    task: Task,
+    domains: Mapping[str, DomainData],
+    fresh: Sequence[str],
+    losses: Mapping[str, DomainLoss],
+    compute: Compute,
+    display: Display,
+    folder: Run,
+) -> tuple[str, ...]:
+    """Train the fresh heads on frozen features; those that stay as they are, for want of validation data."""
+    summary: dict[str, Any] = {}
+    for domain in fresh:
+        data = domains[domain]
+        if len(data.val):
+            summary[domain] = heads.head_first(
+                spec, model, task, domain, losses[domain], [data.train, data.val], compute, display
+            )
+    folder.summary["head_first"] = summary
+    return tuple(domain for domain in fresh if domain not in summary)
+
+
+Scored = tuple[dict[str, Any], Outcomes]
+
+
+def _score_source(
+    model: TransferModel,
+    source: DomainData | None,
+    task: Task,
+    batches_of: Callable[[Split], Iterable[Batch]],
+    compute: Compute,
+) -> Scored | None:
+    """The source's validation data through the source head; None where there is none."""
+    if source is None or not len(source.val):
+        return None
+    recorder = forgetting.Recorder()
+    metrics = scoring.measure(model, task, batches_of(source.val), model.features, compute, "source", recorder)
+    return metrics, recorder.outcomes()
+
+
+def _report_source(before: Scored | None, after: Scored, fitted: Fitted, folder: Run, display: Display) -> None:
+    """What was forgotten: summary, metrics.jsonl, terminal. Without `before` the source head was new."""
+    metrics, outcomes = after
+    report: dict[str, Any] = {"after": results.headline(metrics)}
+    if before is not None:
+        report |= {"before": results.headline(before[0])} | forgetting.change(before[1], outcomes)
+        folder.log_metrics(step=0, epoch=0, split="source_val", **report["before"])
+        forgetting.show(display, before[0], metrics, report)
+    else:
+        display.note("the source head is new, so there is nothing that it could have forgotten")
+        results.show_metrics(display, "Source validation, with the same model", metrics)
+    folder.log_metrics(step=fitted.best["step"], epoch=fitted.best["epoch"], split="source_val", **report["after"])
+    folder.summary["source"] = report
 
 
 def _source_batch_size(spec: Spec) -> int:
     return (spec.source.batch_size if spec.source else None) or spec.batch_size
-
-
-def _what_is_trained(model: TransferModel, spec: Spec) -> str:
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
-    statistics = "those of the batch" if model.batchnorm_trains else "as pretrained"
-    return (
-        f"frozen: {in_words(spec.frozen)}; {trained:,} of {total:,} parameters train; "
-        f"BatchNorm statistics of thawed stages: {statistics}"
-    )

@@ -48,10 +48,28 @@ def workers_for(asked: int | str, split: Split) -> int:
     return min(os.cpu_count() or 1, 8) if split.dataset.reads_files and len(split) >= 64 else 0
 
 
-def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """One pass over n samples in random order, cut into equal batches."""
-    order = np.random.default_rng([seed, epoch]).permutation(n)
-    return np.array_split(order, steps_per_epoch(n, batch_size))
+def epoch_batches(labels: np.ndarray, batch_size: int, seed: int, epoch: int, balanced: bool) -> list[np.ndarray]:
+    """One pass over the samples in random order, cut into equal batches of draws [n, 2] (see `draws`)."""
+    return np.array_split(draws(labels, balanced, [seed, epoch]), steps_per_epoch(len(labels), batch_size))
+
+
+def draws(labels: np.ndarray, balanced: bool, key: Sequence[int]) -> np.ndarray:
+    """As many draws as there are samples, in an order keyed by `key`: [n, 2], a sample's position and how often it
+    was drawn before. Each sample once; `balanced`: each class as often as any other, its samples in turn."""
+    random, n = np.random.default_rng(key), len(labels)
+    if not balanced:
+        return np.stack([random.permutation(n), np.zeros(n, dtype=np.int64)], axis=1)
+    classes = np.unique(labels)
+    shares = np.full(len(classes), n // len(classes))
+    shares[random.permutation(len(classes))[: n % len(classes)]] += 1
+    parts = []
+    for label, share in zip(classes, shares, strict=True):
+        members = np.flatnonzero(labels == label)
+        turns = _parts(int(share), len(members))
+        positions = np.concatenate([random.permutation(members) for _ in range(turns)])
+        parts.append(np.stack([positions, np.repeat(np.arange(turns), len(members))], axis=1)[:share])
+    drawn: np.ndarray = random.permutation(np.concatenate(parts))
+    return drawn
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -64,14 +82,14 @@ def _parts(n: int, size: int) -> int:
     return -(-n // size)
 
 
-def cycle(n: int, seed: int) -> Iterator[tuple[int, int]]:
-    """(pass, sample): passes over n samples without end, each in an order of its own."""
+def cycle(labels: np.ndarray, seed: int, balanced: bool) -> Iterator[tuple[int, int, int]]:
+    """(pass, position, repeat): passes over the samples without end, each in an order of its own."""
     for number in count():
-        for sample in np.random.default_rng([seed, number, 1]).permutation(n):
-            yield number, int(sample)
+        for position, repeat in draws(labels, balanced, [seed, number, 1]).tolist():
+            yield number, position, repeat
 
 
-Key = tuple[int, int, int]  # which of the splits, pass, position in the split
+Key = tuple[int, int, int, int]  # which of the splits, pass, position in the split, how often drawn before
 
 
 @dataclass(frozen=True)
@@ -104,24 +122,25 @@ class _Images:
         self.sources = sources
 
     def __getitem__(self, key: Key) -> _Row:
-        which, epoch, position = key
+        which, epoch, position, repeat = key
         split = self.splits[which]
         is_source = which < self.sources
         try:
             image = split.dataset.read(int(split.indices[position]))
         except BadSample as error:
-            return _Row(Unreadable(split.sample_name(position), str(error)), -1, is_source)
-        label = int(split.labels[position])
+            return _Row(Unreadable(split.sample_name(position), str(error)), -1, is_source, "")
+        label, name = int(split.labels[position]), split.sample_name(position)
         if self.augment is None:
-            return _Row(evaluation_image(image, self.preprocessing), label, is_source)
-        random_key = (self.seed, epoch, int(is_source), int(split.indices[position]))
-        return _Row(training_image(image, self.preprocessing, self.augment, random_key), label, is_source)
+            return _Row(evaluation_image(image, self.preprocessing), label, is_source, name)
+        random_key = (self.seed, epoch, int(is_source), int(split.indices[position]), *([repeat] if repeat else []))
+        return _Row(training_image(image, self.preprocessing, self.augment, random_key), label, is_source, name)
 
 
 class _Row(NamedTuple):
     image: Tensor | Unreadable
     label: int
     is_source: bool
+    name: str
 
 
 def training_stream(
@@ -141,22 +160,22 @@ def training_stream(
     Without a target, `batch_size` is the source's. Raises BrokenSamples."""
     splits = [split for split in (source, target) if split is not None]
     images = _Images(splits, preprocessing, augment, seed, sources=int(source is not None))
-    steps = _training_steps(list(map(len, splits)), batch_size, source_batch_size, epochs=epochs, seed=seed)
+    steps = _training_steps(splits, batch_size, source_batch_size, epochs=epochs, seed=seed)
     n_steps = steps_per_epoch(len(splits[-1]), batch_size)
     beside = n_steps * source_batch_size if len(splits) == 2 else 0
     return Stream(_batches(images, steps, task, workers), n_steps, len(splits[-1]) + beside)
 
 
 def _training_steps(
-    sizes: Sequence[int], batch_size: int, source_batch_size: int, *, epochs: int, seed: int
+    splits: Sequence[Split], batch_size: int, source_batch_size: int, *, epochs: int, seed: int
 ) -> Iterator[list[Key]]:
     """The keys of each step. The last split sets the epoch; one before it goes in its own cycle."""
-    leader = len(sizes) - 1
-    source = cycle(sizes[0], seed)
+    leader = len(splits) - 1
+    source = cycle(splits[0].labels, seed, splits[0].balanced)
     for epoch in range(epochs):
-        for positions in epoch_batches(sizes[leader], batch_size, seed, epoch):
+        for drawn in epoch_batches(splits[leader].labels, batch_size, seed, epoch, splits[leader].balanced):
             beside = [(0, *next(source)) for _ in range(source_batch_size)] if leader else []
-            yield [*beside, *((leader, epoch, int(position)) for position in positions)]
+            yield [*beside, *((leader, epoch, position, repeat) for position, repeat in drawn.tolist())]
 
 
 def evaluation_batches(
@@ -165,7 +184,7 @@ def evaluation_batches(
     """The split in order, once, without augmentation. Raises BrokenSamples."""
     images = _Images([split], preprocessing, None, 0)
     chunks = np.array_split(np.arange(len(split)), _parts(len(split), batch_size))
-    return _batches(images, ([(0, 0, int(position)) for position in chunk] for chunk in chunks), task, workers)
+    return _batches(images, ([(0, 0, int(position), 0) for position in chunk] for chunk in chunks), task, workers)
 
 
 @dataclass(frozen=True)
@@ -224,8 +243,8 @@ def _batches(images: _Images, steps: Iterator[list[Key]], task: Task, workers: i
     for rows in _loader(images, steps, workers):
         if broken := [row.image for row in rows if isinstance(row.image, Unreadable)]:
             raise broken_error(broken)
-        samples, labels = [row.image for row in rows], [row.label for row in rows]
-        yield task.collate(samples, labels, sum(row.is_source for row in rows))
+        samples, labels, names = ([row[part] for row in rows] for part in (0, 1, 3))
+        yield task.collate(samples, labels, sum(row.is_source for row in rows), names)
 
 
 def _loader(dataset: Any, steps: Iterable[Any], workers: int) -> Iterable[list[Any]]:

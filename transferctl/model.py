@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from transferctl import plugins
 from transferctl.checkpoint import Checkpoint
 from transferctl.contracts import Features
+from transferctl.device import Compute
 from transferctl.errors import CheckpointError, SpecError
 from transferctl.preprocess import Preprocessing, keyed_randomness, normalise
 from transferctl.weights import load_whole
@@ -31,7 +35,8 @@ class TransferModel(nn.Module):
         self.heads = nn.ModuleDict()
         self.classes: dict[str, tuple[str, ...]] = {}
         self.heads_made_of: dict[str, dict[str, Any]] = {}
-        self.batchnorm_trains = True
+        self._frozen: set[str] = set()  # names of the backbone's frozen parameters
+        self._moving: set[str] = set()  # names of the backbone's norms whose running statistics move
 
     def add_new_head(
         self, domain: str, classes: Sequence[str], *, hidden: Sequence[int], dropout: float, seed: int
@@ -63,27 +68,35 @@ class TransferModel(nn.Module):
         features: Features = self.backbone(normalise(images, self.preprocessing))
         return features
 
-    def freeze(self, frozen: str | Sequence[str], *, batchnorm_trains: bool) -> None:
-        """Thaw everything but what `frozen` names: none, all, the last frozen stage, or name patterns.
+    def freeze(self, frozen: str | Sequence[str], batchnorm: BatchNorm) -> None:
+        """Thaw the backbone but for what `frozen` names: none, all, the last frozen stage, or name patterns.
 
         Raises SpecError for a stage or a pattern that names nothing.
         """
-        parameters = dict(self.backbone.net.named_parameters())
-        names = frozen_parameters(self.backbone, frozen)
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(name not in names)
-        self.batchnorm_trains = batchnorm_trains
+        net = self.backbone.net
+        self._frozen, self._moving = frozen_parameters(self.backbone, frozen), set()
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(name not in self._frozen)
+        for name, norm in norms(net).items():
+            part = batchnorm.frozen if _within(norm, name, self._frozen) else batchnorm.thawed
+            if part != "frozen":
+                self._moving.add(name)
+                for parameter in norm.parameters():  # scale and shift
+                    parameter.requires_grad_(part == "train")
         self.train(self.training)
 
     def train(self, mode: bool = True) -> TransferModel:
-        """Frozen modules stay in eval mode, statistics and dropout included, whoever calls this."""
+        """Frozen modules stay in eval mode, dropout included, whoever calls this; so do all norms whose statistics
+        are kept."""
         super().train(mode)
-        for module in self.modules():
-            parameters = list(module.parameters())
-            if parameters and not any(p.requires_grad for p in parameters):
+        for name, module in self.backbone.net.named_modules():
+            if _within(module, name, self._frozen):
                 module.eval()
-            elif isinstance(module, _BatchNorm) and not self.batchnorm_trains:
-                module.eval()  # statistics as pretrained; scale and shift still learn
+        for name, norm in norms(self.backbone.net).items():
+            norm.train(mode and name in self._moving)
+        for head in self.heads.values():
+            if not any(p.requires_grad for p in head.parameters()):
+                head.eval()
         return self
 
     def describe(self) -> dict[str, Any]:
@@ -97,7 +110,47 @@ class TransferModel(nn.Module):
         }
 
 
-def in_words(frozen: str | Sequence[str]) -> str:
+@dataclass(frozen=True)
+class BatchNorm:
+    """What BatchNorm does in thawed and in frozen stages.
+
+    frozen: it computes with the pretrained running statistics, which stay; scale and shift learn where thawed.
+    statistics: it computes with the batch's, and the running ones follow (as AdaBN, Li et al. 2017, adapts to a
+    domain); scale and shift stay. train: both (in frozen stages: Frankle et al., ICLR 2021).
+    """
+
+    thawed: str = "frozen"
+    frozen: str = "frozen"
+
+
+class Original:
+    """The model as fine-tuning starts it: a frozen copy in eval mode, which penalties look back at."""
+
+    def __init__(self, model: TransferModel, compute: Compute):
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self._compute = compute
+
+    def features(self, inputs: Tensor) -> Features:
+        """inputs: images as `TransferModel.features` takes them, on the model's device."""
+        with torch.no_grad(), torch.autocast(self._compute.device.type, torch.bfloat16, enabled=self._compute.bf16):
+            return self.model.features(inputs)
+
+
+def norms(net: nn.Module) -> dict[str, nn.Module]:
+    """Every BatchNorm of a network, by name."""
+    return {name: module for name, module in net.named_modules() if isinstance(module, _BatchNorm)}
+
+
+def _within(module: nn.Module, name: str, parameters: set[str]) -> bool:
+    """Whether a module has parameters, and all are among those named."""
+    own = [f"{name}.{key}" if name else key for key, _ in module.named_parameters()]
+    return bool(own) and parameters.issuperset(own)
+
+
+def in_words(frozen: str | Sequence[str] | Mapping[int, str | Sequence[str]]) -> str:
+    if isinstance(frozen, Mapping):
+        first, *later = [f"{in_words(what)} from epoch {epoch}" for epoch, what in frozen.items()]
+        return ", ".join([first, *later]) if later else in_words(next(iter(frozen.values())))
     return frozen if isinstance(frozen, str) else ", ".join(frozen)
 
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from transferctl.contracts import Batch, Features, Penalty, StepContext, Task
-from transferctl.model import TransferModel
+from transferctl.model import Original, TransferModel
+
+
+@dataclass(frozen=True)
+class DomainLoss:
+    """How the mean loss over one domain is taken. class_weights: [C], or all classes count as they come."""
+
+    label_smoothing: float = 0.0
+    class_weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -26,27 +36,58 @@ class Losses:
         return present | {f"penalty_{name}": value for name, value in self.penalties.items()}
 
 
-def joint_objective(
-    model: TransferModel,
-    task: Task,
-    features: Features,
-    batch: Batch,
-    target_weight: float,
-    penalties: Mapping[str, Penalty],
-) -> Losses:
-    """L_S + λ·L_T + Σ w·Ω on one batch; each loss is a mean over its own domain, so λ does not depend on
-    batch sizes. A domain without samples in the batch has no term; with the target alone there is no λ."""
-    loss_source = loss_target = None
-    total = features.pooled.new_zeros((), dtype=features.pooled.dtype).float()
-    if batch.n_source:
-        loss_source = task.loss(model.heads["source"], features[batch.source], batch.labels[batch.source])
-        total = total + loss_source
-    if batch.n_source < len(batch.labels):
-        loss_target = task.loss(model.heads["target"], features[batch.target], batch.labels[batch.target])
-        total = total + (target_weight * loss_target if batch.n_source else loss_target)
-    terms = {name: penalty(StepContext(model, features, batch)) for name, penalty in penalties.items()}
-    total = total + sum(penalties[name].weight * value for name, value in terms.items())
-    return Losses(total, loss_source, loss_target, terms)
+@dataclass(frozen=True)
+class Objective:
+    """min over θ of L_S + λ·L_T + Σ w·Ω.
+
+    target_weight: λ; original: the model as it starts, for the penalties that look back at it.
+    """
+
+    task: Task
+    target_weight: float = 1.0
+    penalties: Mapping[str, Penalty] = field(default_factory=dict)
+    original: Original | None = None
+    domains: Mapping[str, DomainLoss] = field(default_factory=dict)
+
+    def __call__(self, model: TransferModel, features: Features, batch: Batch) -> Losses:
+        """Each loss is a mean over its own domain, so λ does not depend on batch sizes. A domain without samples in
+        the batch has no term; with the target alone there is no λ."""
+        loss_source = loss_target = None
+        total = torch.zeros((), device=features.pooled.device)
+        if batch.n_source:
+            loss_source = self._mean_loss("source", model, features, batch, batch.source)
+            total = total + loss_source
+        if batch.n_source < len(batch.labels):
+            loss_target = self._mean_loss("target", model, features, batch, batch.target)
+            total = total + (self.target_weight * loss_target if batch.n_source else loss_target)
+        context = StepContext(model, features, batch, self.original)
+        terms = {name: penalty(context) for name, penalty in self.penalties.items()}
+        total = total + sum(self.penalties[name].weight * value for name, value in terms.items())
+        return Losses(total, loss_source, loss_target, terms)
+
+    def _mean_loss(self, domain: str, model: TransferModel, features: Features, batch: Batch, rows: slice) -> Tensor:
+        targets = batch.labels[rows]
+        if batch.mixed:
+            mixed = batch.mixed[rows]
+            targets = self.task.soft_targets(targets, mixed, len(model.classes[domain]))
+        how = self.domains.get(domain, DomainLoss())
+        return self.task.loss(
+            model.heads[domain], features[rows], targets,
+            label_smoothing=how.label_smoothing, class_weights=how.class_weights,
+        )  # fmt: skip
+
+
+def gradient_cosine(losses: Losses, backbone: nn.Module) -> Tensor | None:
+    """cos(∇L_S, ∇L_T) over the thawed backbone, which both domains share: below 0 they pull apart. None where a
+    step has but one of the two, or everything is frozen. Leaves the graph for the step's own backward pass."""
+    shared = [p for p in backbone.parameters() if p.requires_grad]
+    if losses.source is None or losses.target is None or not shared:
+        return None
+    source, target = (
+        torch.cat([g.flatten() for g in torch.autograd.grad(loss, shared, retain_graph=True, materialize_grads=True)])
+        for loss in (losses.source, losses.target)
+    )
+    return F.cosine_similarity(source, target, dim=0)
 
 
 def in_symbols(has_source: bool, target_weight: float, penalties: Mapping[str, float]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from transferctl import checkpoint, data, device, loaders, plugins, preprocess, runs, weights, yamlfile
@@ -18,7 +19,9 @@ from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, DataError, SpecError
 from transferctl.loaders import Audit, BrokenSamples
-from transferctl.model import TransferModel, preprocessing_of, restore
+from transferctl.mixing import Mixing
+from transferctl.model import BatchNorm, TransferModel, preprocessing_of, restore
+from transferctl.objective import DomainLoss
 from transferctl.preprocess import Preprocessing
 from transferctl.spec import BackboneSettings, Spec, WeightsFile
 from transferctl.trainsettings import AugmentSettings, TrainingSettings
@@ -45,7 +48,7 @@ def load_target(spec: Spec, display: Display) -> DomainData:
     domain = data.load_domain(target.train, target.val, target.test, spec.seed, domain="target")
     say_data(domain, "target", display)
     check_head_size(spec, domain.classes)
-    return _readable(spec, domain, "target", display)
+    return _balanced(_readable(spec, domain, "target", display), target.balance)
 
 
 def load_source(spec: Spec, display: Display) -> DomainData:
@@ -53,7 +56,11 @@ def load_source(spec: Spec, display: Display) -> DomainData:
         raise SpecError.at("source", "is missing, and there is nothing to pretrain on without it")
     domain = data.load_domain(spec.source.train, spec.source.val, None, spec.seed, domain="source")
     say_data(domain, "source", display)
-    return _readable(spec, domain, "source", display)
+    return _balanced(_readable(spec, domain, "source", display), spec.source.balance)
+
+
+def _balanced(domain: DomainData, balance: str) -> DomainData:
+    return replace(domain, train=replace(domain.train, balanced=balance == "sampling"))
 
 
 def say_data(domain: DomainData, name: str, display: Display) -> None:
@@ -258,6 +265,23 @@ def augmentation(settings: TrainingSettings) -> AugmentSettings | None:
     return settings.augment if isinstance(settings.augment, AugmentSettings) else None
 
 
-def batchnorm_trains(spec: Spec) -> bool:
+def batchnorm(spec: Spec) -> BatchNorm:
     from_random = spec.backbone.weights == "none" and spec.from_run is None
-    return spec.batchnorm == "train" or (spec.batchnorm == "auto" and from_random)
+    auto = "train" if from_random else "frozen"
+    return BatchNorm(auto if spec.batchnorm.thawed == "auto" else spec.batchnorm.thawed, spec.batchnorm.frozen)
+
+
+def mixing(augment: AugmentSettings | None) -> Mixing | None:
+    return Mixing(augment.mixup, augment.cutmix) if augment and (augment.mixup or augment.cutmix) else None
+
+
+def domain_loss(
+    label_smoothing: float, balance: str, train: Split, classes: Sequence[str], compute: Compute
+) -> DomainLoss:
+    """With `balance: weights` a class weighs n/(C·n_c), of n samples and C classes that have any: the classes' shares
+    of the mean loss are the same (King & Zeng 2001; scikit-learn's "balanced")."""
+    if balance != "weights":
+        return DomainLoss(label_smoothing)
+    counts = np.bincount(train.labels, minlength=len(classes))
+    weights = len(train) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    return DomainLoss(label_smoothing, torch.tensor(weights, dtype=torch.float32, device=compute.device))

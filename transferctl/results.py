@@ -31,6 +31,12 @@ def save_checkpoint(run: Run, model: TransferModel, epoch: Mapping[str, Any], li
     checkpoint.save(run.path, epoch["step"], state_for_checkpoint(model), manifest, links)
 
 
+def save_start(run: Run, model: TransferModel, untrained_heads: Sequence[str]) -> None:
+    """The model as fine-tuning starts it: what forgetting is measured from, and where interpolation begins."""
+    manifest = model.describe() | {"epoch": 0, "untrained_heads": list(untrained_heads)}
+    checkpoint.save(run.path, 0, state_for_checkpoint(model), manifest, ("start",))
+
+
 def headline(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The scalars: what goes into metrics.jsonl and what a gate may name."""
     return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
@@ -43,7 +49,7 @@ class Predictions:
     def __init__(self) -> None:
         self._batches: list[tuple[Tensor, Tensor]] = []
 
-    def __call__(self, logits: Tensor) -> None:
+    def __call__(self, logits: Tensor, labels: Tensor) -> None:
         """logits: [N, C]."""
         probability, predicted = torch.softmax(logits.double(), dim=1).max(dim=1)
         self._batches.append((predicted, probability))

@@ -27,9 +27,10 @@ def measure(
     forward: Forward,
     compute: Compute,
     domain: str = "target",
-    record: Callable[[Tensor], None] | None = None,
+    record: Callable[[Tensor, Tensor], None] | None = None,
 ) -> dict[str, Any]:
-    """Metrics of a head over labelled batches; no gradients, eval mode. `record` receives each batch's logits."""
+    """Metrics of a head over labelled batches; no gradients, eval mode. `record` receives each batch's logits and
+    labels."""
     model.eval()
     meter = task.meter(model.classes[domain])
     with torch.inference_mode():
@@ -39,7 +40,7 @@ def measure(
             logits = model.heads[domain](Features(features.pooled.float(), _float(features.maps))).cpu()
             meter.update(logits, batch.labels)
             if record:
-                record(logits)
+                record(logits, batch.labels)
     return meter.compute()
 
 

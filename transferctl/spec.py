@@ -23,7 +23,7 @@ from pydantic import (
 
 from transferctl import plugins
 from transferctl.settings import DataSettings, InputPath, PenaltySettings, Settings, Text, across, as_mapping, of_kind
-from transferctl.trainsettings import TrainingSettings
+from transferctl.trainsettings import HeadTrainingSettings, TrainingSettings
 
 PUBLISHED_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 
@@ -141,20 +141,37 @@ else:
     ]
 
 
+Balance = Literal["none", "weights", "sampling"]
+_BALANCE = "Against unequal class counts: weights in the loss (each class counts the same), or balanced sampling."
+
+
 class TargetSettings(Settings):
     train: Data = Field(description="Labelled training data: a folder, a manifest, or {dataset: …}.")
     val: Annotated[float, Field(gt=0, lt=1)] | Data = Field(
         0.2, description="Validation data, or the fraction of train to hold out (stratified, by seed)."
     )
     test: Data | None = Field(None, description="Test data: read once, after training.")
+    balance: Balance = Field("none", description=_BALANCE)
 
 
 class SourceSettings(Settings):
     """What the backbone was pretrained for; turns L_S on in `finetune`."""
 
     train: Data = Field(description="Labelled source data.")
-    val: Annotated[float, Field(gt=0, lt=1)] | Data = Field(
-        0.2, description="Source validation data, or the fraction of train to hold out."
+    val: Annotated[float, Field(gt=0, lt=1)] | Literal["none"] | Data = Field(
+        0.2,
+        description="Source validation data, or the fraction of train to hold out; none: what is forgotten is not "
+        "measured.",
+    )
+    rehearsal: bool = Field(
+        True,
+        description="Whether L_S is in the objective of finetune; false: source data is there to measure what is "
+        "forgotten, and for penalties that need it.",
+    )
+    balance: Balance = Field("none", description=_BALANCE)
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of L_S in finetune.")
+    gradient_cosine: bool = Field(
+        False, description="Log the cosine between the gradients of L_S and L_T; a step takes about twice the time."
     )
     batch_size: int | None = Field(
         None, gt=0, description="Source samples in a fine-tuning step; default: as many as target."
@@ -207,6 +224,36 @@ else:
     )
 
 
+# -- what is thawed -----------------------------------------------------------------------------------
+
+Frozen = Text | Annotated[tuple[Text, ...], Field(strict=False)]
+ThawedBatchNorm = Literal["auto", "frozen", "statistics", "train"]
+
+
+class BatchNormSettings(Settings):
+    """frozen: pretrained statistics, unchanged. statistics: those of the batch, and the running ones move; scale and
+    shift stay. train: statistics move, scale and shift learn."""
+
+    thawed: ThawedBatchNorm = Field(
+        "auto",
+        description="In thawed stages: frozen (statistics as pretrained; scale and shift learn), statistics (those of "
+        "the batch; scale and shift stay) or train (both); auto = train from random weights, else frozen.",
+    )
+    frozen: Literal["frozen", "statistics", "train"] = Field(
+        "frozen", description="In frozen stages: frozen, statistics (they adapt to the data) or train (scale too)."
+    )
+
+
+def _batchnorm_shorthand(value: Any) -> Any:
+    return {"thawed": value} if isinstance(value, str) else as_mapping(value, "a word or a mapping")
+
+
+class HeadFirstSettings(HeadTrainingSettings):
+    """The new heads' own training, before fine-tuning."""
+
+    epochs: int = Field(50, gt=0, description="Epochs of the heads' training; features are computed once.")
+
+
 class Spec(TrainingSettings):
     """One training: what to start from, what to learn, how."""
 
@@ -236,15 +283,23 @@ class Spec(TrainingSettings):
         description="finetune: start from this run's best model, its target head included, instead of from "
         "backbone.weights; --from RUN is the same.",
     )
-    frozen: Text | Annotated[tuple[Text, ...], Field(strict=False)] = Field(
+    frozen: Frozen | dict[str, Frozen] = Field(
         "none",
         description="What fine-tuning leaves untouched: none, all, the last frozen stage (layer3), or a list "
-        "of parameter-name patterns (layer1.*). extract always freezes all.",
+        "of parameter-name patterns (layer1.*); or by epoch, to thaw gradually: {1: all, 3: layer3, 6: none}. extract "
+        "always freezes all.",
     )
-    batchnorm: Literal["auto", "frozen", "train"] = Field(
-        "auto",
-        description="Running statistics of BatchNorm in thawed stages: kept as pretrained (frozen) or those "
-        "of the batch (train); auto = train from random weights, else frozen.",
+    batchnorm: Annotated[
+        BatchNormSettings,
+        BeforeValidator(_batchnorm_shorthand, json_schema_input_type=ThawedBatchNorm | BatchNormSettings),
+    ] = Field(
+        default_factory=BatchNormSettings,
+        description="What BatchNorm does in training; a bare word is for thawed stages.",
+    )
+    head_first: HeadFirstSettings | None = Field(
+        None,
+        description="finetune: first train the new heads on frozen features, then go on with them: LP-FT (Kumar et "
+        "al., ICLR 2022).",
     )
     head: HeadSettings = Field(default_factory=HeadSettings, description="The new head.")
     preprocess: PreprocessSettings = Field(
@@ -268,6 +323,24 @@ class Spec(TrainingSettings):
         "stop", description="An unreadable sample stops the run, or is named, counted and left out."
     )
 
+    @field_validator("frozen")
+    @classmethod
+    def _from_the_first_epoch(cls, frozen: Frozen | dict[str, Frozen]) -> Frozen | dict[str, Frozen]:
+        """A schedule's keys are epochs, in order, from 1."""
+        if isinstance(frozen, dict):
+            if not all(re.fullmatch("[1-9][0-9]{0,6}", epoch) for epoch in frozen):
+                raise ValueError(f"a schedule's keys are epochs, counted from 1; these are {', '.join(frozen)}")
+            epochs = [int(epoch) for epoch in frozen]
+            if epochs[:1] != [1] or epochs != sorted(epochs):
+                raise ValueError("a schedule begins with epoch 1, and its epochs are in order")
+        return frozen
+
+    @model_validator(mode="after")
+    def _thaws_within_the_training(self) -> Spec:
+        if late := [epoch for epoch in self.frozen_by_epoch() if epoch > self.epochs]:
+            raise across("frozen", "epochs", f"thaws at epoch {late[0]}, but epochs is {self.epochs}")
+        return self
+
     @model_validator(mode="after")
     def _source_where_needed(self) -> Spec:
         if self.source is None and self.target_weight is not None:
@@ -276,7 +349,14 @@ class Spec(TrainingSettings):
             )
         if self.source is None and self.backbone.weights == "source":
             raise across("backbone.weights", "source", "is source, but there is no `source` to train on; add it")
+        if self.source and not self.source.rehearsal and self.target_weight is not None:
+            message = "weighs L_T against L_S, which source.rehearsal: false takes out of the objective; remove one"
+            raise across("lambda", "source", message)
         return self
+
+    def frozen_by_epoch(self) -> dict[int, Frozen]:
+        """What is frozen from which epoch on."""
+        return {int(k): v for k, v in self.frozen.items()} if isinstance(self.frozen, dict) else {1: self.frozen}
 
 
 def json_schema() -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from transferctl import checkpoint, pipeline, preprocess
+from transferctl import checkpoint, penalising, pipeline, preprocess
 from transferctl.data import DomainData
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, DataError, Problem, SpecError
@@ -18,10 +18,19 @@ from transferctl.spec import HeadSettings, Spec
 from transferctl.wording import shown
 
 
-def model(
-    spec: Spec, target: DomainData, source: DomainData | None, display: Display
-) -> tuple[TransferModel, DomainData | None, str]:
-    """The model, the source data with its labels mapped to the outputs of the source head, and where it starts.
+@dataclass(frozen=True)
+class Start:
+    """source: the source data, its labels mapped to the outputs of the source head. origin: where it starts, for
+    people. fresh_heads: domains whose heads have random weights."""
+
+    model: TransferModel
+    source: DomainData | None
+    origin: str
+    fresh_heads: tuple[str, ...]
+
+
+def model(spec: Spec, target: DomainData, source: DomainData | None, display: Display) -> Start:
+    """The model that fine-tuning starts from.
 
     Raises CheckpointError, SpecError and DataError where the spec, the weights and the data do not fit together.
     """
@@ -34,11 +43,20 @@ def model(
         start = pipeline.load_backbone(spec)
         started, origin = pipeline.transfer_model(spec, start, target.classes, display), start.origin
         names = start.head_names
+    fresh: tuple[str, ...] = () if spec.from_run else ("target",)
     if source:
-        source = align_source(source, started, names, spec.seed, display)
-    else:
+        source, is_new = align_source(source, started, names, spec.seed, display)
+        fresh += ("source",) if is_new else ()
+        if is_new and spec.source and not spec.source.rehearsal and not spec.head_first:
+            message = (
+                "is false, so nothing would train the new source head; name the classes of the pretrained one with "
+                "backbone.weights.classes, or train a new one with head_first"
+            )
+            raise SpecError.at("source.rehearsal", message)
+    if not penalising.source_head_trains(spec):
         started.freeze_head("source")
-    return started, source, origin
+    penalising.refuse_unmet_needs(spec, started, fresh)
+    return Start(started, source, origin, fresh)
 
 
 def _continue_from(run: Path, spec: Spec, target: DomainData, display: Display) -> tuple[TransferModel, str]:
@@ -81,8 +99,10 @@ def _refuse_another_head(asked: HeadSettings, found: HeadSettings) -> None:
         raise SpecError(problems)
 
 
-def align_source(domain: DomainData, model: TransferModel, names: Names, seed: int, display: Display) -> DomainData:
-    """Map the source folders to the pretrained head's outputs, by id or name; a new head where none matches."""
+def align_source(
+    domain: DomainData, model: TransferModel, names: Names, seed: int, display: Display
+) -> tuple[DomainData, bool]:
+    """Map the source folders to the pretrained head's outputs, by id or name; a new head (True) where none matches."""
     outputs: dict[str, set[int]] = {}
     for i, output in enumerate(names):
         for name in output:
@@ -92,7 +112,7 @@ def align_source(domain: DomainData, model: TransferModel, names: Names, seed: i
         why = "no class name of the pretrained head is one of the source data's" if names else "the weights bring none"
         display.note(f"source head: new, as {why}")
         model.add_new_head("source", domain.classes, hidden=(), dropout=0.0, seed=seed)
-        return domain
+        return domain, True
     if unknown := sorted(set(domain.classes) - set(known)):
         near = difflib.get_close_matches(unknown[0], outputs, 1, 0.5)
         hint = f" (is {unknown[0]!r} meant to be {near[0]!r}?)" if near else ""
@@ -106,4 +126,4 @@ def align_source(domain: DomainData, model: TransferModel, names: Names, seed: i
     display.note(f"source head: the pretrained one; {len(known)} of its {len(names)} classes have source data")
     table = np.array([min(outputs[name]) for name in domain.classes], dtype=np.int64)
     train, val = (replace(split, labels=table[split.labels]) for split in (domain.train, domain.val))
-    return replace(domain, classes=model.classes["source"], train=train, val=val)
+    return replace(domain, classes=model.classes["source"], train=train, val=val), False

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from transferctl import objective, optim
-from transferctl.contracts import Batch, Penalty, Task
+from transferctl import optim
+from transferctl.contracts import Batch
 from transferctl.device import Compute
 from transferctl.display import Display
+from transferctl.ema import Ema
 from transferctl.errors import DivergedError, SpecError
 from transferctl.loaders import Stream
-from transferctl.model import TransferModel
+from transferctl.mixing import Mixing, mix
+from transferctl.model import BatchNorm, TransferModel, norms
+from transferctl.objective import Losses, Objective, gradient_cosine
 from transferctl.preprocess import keyed_randomness
 from transferctl.results import headline, save_checkpoint
 from transferctl.runs import Run
 from transferctl.scoring import Forward, measure
-from transferctl.trainsettings import TrainingSettings
+from transferctl.trainsettings import HeadTrainingSettings
+from transferctl.wording import shown
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,10 @@ class Fitted:
     best_state: dict[str, Tensor]
 
 
-def fit(
+def fit(  # noqa: PLR0915 (the loop tells the story)
     model: TransferModel,
-    task: Task,
-    settings: TrainingSettings,
+    objective: Objective,
+    settings: HeadTrainingSettings,
     stream: Stream,
     validation: Callable[[], Iterable[Batch]],
     forward: Forward,
@@ -46,20 +49,28 @@ def fit(
     display: Display,
     *,
     seed: int,
+    frozen: Mapping[int, str | Sequence[str]],
+    batchnorm: BatchNorm,
     domain: str = "target",
-    target_weight: float = 1.0,
-    penalties: Mapping[str, Penalty] | None = None,
+    mixing: Mixing | None = None,
+    log_cosine: bool = False,
     run: Run | None = None,
     save_each_epoch: bool = True,
 ) -> Fitted:
     """Minimise the objective over the stream; after each epoch validate, keep the best, save.
 
-    seed: with the step, keys dropout and whatever else is random in the model.
-    forward: a batch's inputs -> Features (the whole model, or nothing where features were computed before).
-    run: where metrics and, `save_each_epoch`, checkpoints go; None leaves no trace. Best is the highest accuracy
-    on validation data of `domain`, then the lowest loss, then the earliest. Raises DivergedError, SpecError.
+    seed: with the step, keys dropout and whatever else is random in the model. frozen: what is frozen from which
+    epoch on; the first is 1. forward: a batch's inputs -> Features (the whole model, or nothing where features were
+    computed before). log_cosine: between the gradients of both domains, every step. run: where metrics and,
+    `save_each_epoch`, checkpoints go; None leaves no trace.
+
+    Best is the highest accuracy on validation data of `domain`, then the lowest loss, then the earliest. Raises
+    DivergedError, SpecError.
     """
-    optimizer = optim.build(settings.optimizer, model.parameters())
+    trained = _ever_trained(model, frozen.values(), batchnorm)
+    groups = optim.groups(settings.optimizer, model, trained)
+    optimizer = optim.build(settings.optimizer, groups)
+    ema = Ema(model, trained, settings.ema) if settings.ema else None
     total_steps = settings.epochs * stream.steps_per_epoch
     best: dict[str, Any] = {}
     last: dict[str, Any] = {}
@@ -67,54 +78,75 @@ def fit(
     step = 0
     with closing(stream), display.progress("training", settings.epochs * stream.samples_per_epoch) as progress:
         for epoch in range(1, settings.epochs + 1):
+            if epoch in frozen:
+                model.freeze(frozen[epoch], batchnorm)
             model.train()
             _refuse_single_samples(model, stream, domain)
             sums = _Sums()
             for _ in range(stream.steps_per_epoch):
-                batch = _to(next(stream.batches), compute.device)
-                rate = optim.learning_rate(settings.schedule, settings.optimizer.lr, step / total_steps)
-                optim.set_learning_rate(optimizer, rate)
+                batch = next(stream.batches).to(compute.device)
+                if mixing:
+                    batch = mix(batch, mixing, seed, step)
+                rate = optim.rate_factor(settings.schedule, step / total_steps)
+                optim.set_learning_rates(optimizer, groups, rate)
 
                 # ---- one step: min over θ of L_S + λ·L_T + Σ w·Ω
                 with keyed_randomness(seed, "step", step, device=compute.device):
                     with torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.bf16):
                         features = forward(batch.inputs)
-                    losses = objective.joint_objective(model, task, features, batch, target_weight, penalties or {})
+                    losses = objective(model, features, batch)
+                cosine = gradient_cosine(losses, model.backbone) if log_cosine else None
                 optimizer.zero_grad(set_to_none=True)
                 losses.total.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
+                if ema:
+                    ema.update()
                 # ----
 
                 step += 1
-                sums.add(_finite(losses, epoch, step))
+                sums.add(_finite(losses, epoch, step, batch) | ({} if cosine is None else {"cosine": float(cosine)}))
                 progress.advance(len(batch.labels), f"epoch {epoch}/{settings.epochs} loss {sums.mean('loss'):.4f}")
 
-            val = _finite_score(measure(model, task, validation(), forward, compute, domain), epoch, step)
-            last = {"epoch": epoch, "step": step, "val": val}
-            is_best = not best or _score(val) > _score(best["val"])
-            if is_best:
-                best, best_state = last, _what_changes(model)
-            if run:
-                run.log_metrics(step=step, epoch=epoch, split="train", lr=rate, **sums.means())
-                run.log_metrics(step=step, epoch=epoch, split="val", **headline(val))
-                if save_each_epoch:
+            with ema.applied() if ema else nullcontext():
+                val = _finite_score(measure(model, objective.task, validation(), forward, compute, domain), epoch, step)
+                last = {"epoch": epoch, "step": step, "val": val}
+                is_best = not best or _score(val) > _score(best["val"])
+                if is_best:
+                    best, best_state = last, _what_changes(model, trained)
+                if run and save_each_epoch:
                     save_checkpoint(run, model, last, ("best", "last") if is_best else ("last",))
                     run.summary |= {"best": best, "last": last}
-                display.epoch(_epoch_line(epoch, settings.epochs, sums, val, best), epoch == settings.epochs)
+            stop = settings.early_stopping is not None and epoch - best["epoch"] >= settings.early_stopping
+            if run:
+                run.log_metrics(step=step, epoch=epoch, split="train", lr=rate * settings.optimizer.lr, **sums.means())
+                run.log_metrics(step=step, epoch=epoch, split="val", **headline(val))
+                display.epoch(_epoch_line(epoch, settings.epochs, sums, val, best), stop or epoch == settings.epochs)
+            if stop:
+                display.note(f"stopped early: no better epoch in {settings.early_stopping} after epoch {best['epoch']}")
+                break
     return Fitted(best, last, best_state)
+
+
+def _ever_trained(model: TransferModel, frozen: Iterable[str | Sequence[str]], batchnorm: BatchNorm) -> dict[str, None]:
+    """The names of all parameters that some epoch trains, in the model's order."""
+    names: set[str] = set()
+    for what in frozen:
+        model.freeze(what, batchnorm)
+        names |= {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: None for name, _ in model.named_parameters() if name in names}
 
 
 def _refuse_single_samples(model: TransferModel, stream: Stream, domain: str) -> None:
     """Raises SpecError where BatchNorm would take its statistics from one sample."""
     alone = stream.samples_per_epoch == stream.steps_per_epoch
-    if alone and any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
+    if alone and any(norm.training for norm in norms(model).values()):
         message = "is 1, and BatchNorm takes no statistics from one sample; write 2 or more, or batchnorm: frozen"
         raise SpecError.at("pretrain.batch_size" if domain == "source" else "batch_size", message)
 
 
-def _what_changes(model: TransferModel) -> dict[str, Tensor]:
-    """Copies of the trained parameters and of all buffers; what is frozen needs no copy."""
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+def _what_changes(model: TransferModel, trained: Collection[str]) -> dict[str, Tensor]:
+    """Copies of the parameters that some epoch trains and of all buffers; what is always frozen needs no copy."""
+    frozen = {name for name, _ in model.named_parameters()} - set(trained)
     return {name: t.detach().clone() for name, t in model.state_dict().items() if name not in frozen}
 
 
@@ -137,22 +169,24 @@ class _Sums:
         return {name: self.mean(name) for name in self._sums}
 
 
-def _finite(losses: objective.Losses, epoch: int, step: int) -> dict[str, float]:
+def _finite(losses: Losses, epoch: int, step: int, batch: Batch) -> dict[str, float]:
+    """The step's terms as numbers. Raises DivergedError, which names the term (not their sum) and the samples."""
     values = {name: float(value.detach()) for name, value in losses.named().items()}
     if broken := [name for name, value in values.items() if not math.isfinite(value)]:
-        term = broken[-1]
-        raise _diverged(epoch, step, term, values[term])
+        rows = {"loss_source": batch.source, "loss_target": batch.target}.get(broken[-1], slice(None))
+        where = f" on {shown(batch.names[rows])}" if batch.names else ""
+        raise _diverged(epoch, step, broken[-1], f"{values[broken[-1]]}{where}")
     return values
 
 
 def _finite_score(metrics: dict[str, Any], epoch: int, step: int) -> dict[str, Any]:
     """A model whose validation loss is no number is never the best. Raises DivergedError."""
     if not math.isfinite(metrics["loss"]):
-        raise _diverged(epoch, step, "the validation loss", metrics["loss"])
+        raise _diverged(epoch, step, "the validation loss", str(metrics["loss"]))
     return metrics
 
 
-def _diverged(epoch: int, step: int, term: str, value: float) -> DivergedError:
+def _diverged(epoch: int, step: int, term: str, value: str) -> DivergedError:
     advice = "lower optimizer.lr, or look at the data. What earlier epochs have saved stays as it is"
     return DivergedError(f"epoch {epoch}, step {step}: {term} is {value}; {advice}")
 
@@ -167,7 +201,3 @@ def _epoch_line(epoch: int, epochs: int, sums: _Sums, val: Mapping[str, Any], be
     terms = " ".join(f"{name} {value:.4f}" for name, value in named.items())
     mark = "; best so far" if best["epoch"] == epoch else f"; best: epoch {best['epoch']}"
     return f"epoch {epoch}/{epochs}: {terms}; val accuracy {val['accuracy']:.4f} loss {val['loss']:.4f}{mark}"
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    return Batch(batch.inputs.to(device), batch.labels.to(device), batch.n_source)

@@ -15,31 +15,33 @@ from transferctl.settings import PenaltySettings
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from transferctl.contracts import StepContext
-    from transferctl.model import TransferModel
+    from transferctl.contracts import PenaltyStart, StepContext
+
+NEEDS = ("pretrained weights",)
 
 
 class Settings(PenaltySettings):
     head_ratio: float = Field(0.1, ge=0, description="β/α: decay of the new head, relative to the weight.")
 
 
-def build(settings: Settings, model: TransferModel) -> L2SP:
-    return L2SP(settings.weight, settings.head_ratio, model)
+def build(settings: Settings, start: PenaltyStart) -> L2SP:
+    return L2SP(settings.weight, settings.head_ratio, start)
 
 
 class L2SP:
     """Returns (‖w − w⁰‖² + ratio·‖w_head‖²)/2, to be multiplied by `weight`; 0 + the head's part at the start."""
 
-    def __init__(self, weight: float, head_ratio: float, model: TransferModel):
+    def __init__(self, weight: float, head_ratio: float, start: PenaltyStart):
         self.weight = weight
         self._head_ratio = head_ratio
-        self._start = {name: p.detach().clone() for name, p in _thawed(model.backbone)}
+        self._start = dict(start.original.model.backbone.named_parameters())
 
     def __call__(self, context: StepContext) -> Tensor:
         head = context.model.heads["target"]
         drift = sum((p - self._start[name]).square().sum() for name, p in _thawed(context.model.backbone))
         size = sum(p.square().sum() for _, p in _thawed(head))
-        return (drift + self._head_ratio * size) / 2  # type: ignore[return-value]
+        penalty: Tensor = (drift + self._head_ratio * size) / 2
+        return penalty
 
 
 def _thawed(module: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transferctl.contracts import Batch, Features
+from transferctl.contracts import Batch, Features, Mixed
 
 BOOTSTRAP_DRAWS = 10_000
 
@@ -33,16 +33,36 @@ class Head(nn.Module):
         return self.layers(features.pooled)  # type: ignore[no-any-return]
 
 
-def collate(samples: Sequence[Tensor], labels: Sequence[int], n_source: int = 0) -> Batch:
+def collate(samples: Sequence[Tensor], labels: Sequence[int], n_source: int = 0, names: Sequence[str] = ()) -> Batch:
     """samples: each uint8 [3, H, W], source first."""
-    return Batch(torch.stack(list(samples)), torch.tensor(labels, dtype=torch.int64), n_source)
+    return Batch(torch.stack(list(samples)), torch.tensor(labels, dtype=torch.int64), n_source, tuple(names))
 
 
-def loss(head: nn.Module, features: Features, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over the samples, in fp32. labels: int64 [N]."""
+def loss(
+    head: nn.Module,
+    features: Features,
+    targets: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """Mean cross-entropy over the samples, in fp32. targets: int64 [N], or probabilities [N, C].
+
+    With class weights [C], the mean is weighted by that of each sample's label. Label smoothing ε: the target is
+    (1 − ε) the label and ε/C every class (Szegedy et al., CVPR 2016).
+    """
     with torch.autocast(features.pooled.device.type, enabled=False):
         logits = head(Features(features.pooled.float(), None if features.maps is None else features.maps.float()))
-        return F.cross_entropy(logits, labels)
+        value = F.cross_entropy(logits, targets, weight=class_weights, label_smoothing=label_smoothing)
+        if class_weights is not None and targets.is_floating_point():  # here torch takes the mean unweighted
+            value = value * len(targets) / (targets @ class_weights).sum()
+        return value
+
+
+def soft_targets(labels: Tensor, mixed: Mixed, outputs: int) -> Tensor:
+    """Probabilities [N, outputs] of mixed samples. labels: int64 [N]."""
+    one_hot, partners = (F.one_hot(of, outputs).float() for of in (labels, mixed.partners))
+    return mixed.share[:, None] * one_hot + (1 - mixed.share[:, None]) * partners
 
 
 def meter(class_names: Sequence[str]) -> ClassificationMeter:

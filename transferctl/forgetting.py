@@ -1,0 +1,84 @@
+"""What fine-tuning forgot: the source task, scored before and after on the same validation images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
+
+from transferctl.display import Display
+
+ACCURACY_DRAWS = 10_000
+LOSS_DRAWS = 2_000
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Of each sample, in order: whether its class was predicted, bool [n], and its loss, float64 [n]."""
+
+    right: np.ndarray
+    losses: np.ndarray
+
+
+class Recorder:
+    """Collects the outcomes of each batch that is scored."""
+
+    def __init__(self) -> None:
+        self._right: list[np.ndarray] = []
+        self._losses: list[np.ndarray] = []
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> None:
+        """logits: [N, C]; labels: int64 [N]."""
+        self._right.append((logits.argmax(1) == labels).numpy())
+        self._losses.append(F.cross_entropy(logits.double(), labels, reduction="none").numpy())
+
+    def outcomes(self) -> Outcomes:
+        return Outcomes(np.concatenate(self._right), np.concatenate(self._losses))
+
+
+def change(before: Outcomes, after: Outcomes) -> dict[str, float]:
+    """Accuracy and loss after less before, each with its 95 % interval (…_low, …_high).
+
+    The percentile bootstrap over samples, paired: a sample is drawn with both its outcomes (Efron & Tibshirani 1993,
+    chapter 13). Of accuracy, the numbers of samples gained and lost suffice, which are multinomial.
+    """
+    assert len(before.right) == len(after.right), "the same samples, in the same order"
+    random, n = np.random.default_rng(0), len(before.right)
+    gained = np.count_nonzero(after.right & ~before.right) / n
+    lost = np.count_nonzero(before.right & ~after.right) / n
+    counts = random.multinomial(n, [gained, lost, max(1 - gained - lost, 0)], ACCURACY_DRAWS)
+    differences = after.losses - before.losses
+    losses = np.array([differences[random.integers(n, size=n)].mean() for _ in range(LOSS_DRAWS)])
+    return {
+        **_interval("accuracy_change", gained - lost, (counts[:, 0] - counts[:, 1]) / n),
+        **_interval("loss_change", float(differences.mean()), losses),
+    }
+
+
+def _interval(name: str, value: float, draws: np.ndarray) -> dict[str, float]:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def show(display: Display, before: Mapping[str, Any], after: Mapping[str, Any], changed: Mapping[str, float]) -> None:
+    """The report: source accuracy and loss before and after, and the change with its interval."""
+    points = {key: 100 * value for key, value in changed.items() if key.startswith("accuracy")}
+    accuracy = _signed(points, "accuracy_change", 1) + " points"
+    rows = [
+        ["accuracy, %", f"{100 * before['accuracy']:.1f}", f"{100 * after['accuracy']:.1f}", accuracy],
+        ["loss", f"{before['loss']:.4f}", f"{after['loss']:.4f}", _signed(changed, "loss_change", 4)],
+    ]
+    display.table(
+        f"Source validation, n = {after['n']}: what fine-tuning changed (95 % interval)",
+        ["metric", "before", "after", "change"],
+        rows,
+    )
+
+
+def _signed(values: Mapping[str, float], name: str, digits: int) -> str:
+    value, low, high = (f"{values[key]:+.{digits}f}" for key in (name, f"{name}_low", f"{name}_high"))
+    return f"{value} ({low} to {high})"

@@ -1,0 +1,57 @@
+"""Mixup and CutMix: a step's images mixed with others of their own domain, and what that makes of their labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from transferctl.contracts import Batch, Mixed
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """mixup, cutmix: α of the Beta(α, α) that the share is drawn from, or None; with both, a coin a step decides."""
+
+    mixup: float | None
+    cutmix: float | None
+
+
+def mix(batch: Batch, mixing: Mixing, seed: int, step: int) -> Batch:
+    """Each domain's images mixed with a random order of themselves, keyed by (seed, step). inputs become float, still
+    of 0 to 255.
+
+    mixup: share·x + (1 − share)·x' (Zhang et al., ICLR 2018). CutMix: a box of x' in x, of 1 − share of the area
+    before it is cut at the border, which the share then accounts for (Yun et al., ICCV 2019).
+    """
+    random = np.random.default_rng([seed, step, 2])
+    inputs = batch.inputs.float()
+    partners, shares = batch.labels.clone(), torch.ones(len(batch.labels), device=inputs.device)
+    for rows in (batch.source, batch.target):
+        images = inputs[rows].clone()
+        if not len(images):
+            continue
+        order = torch.from_numpy(random.permutation(len(images))).to(inputs.device)
+        cut = mixing.mixup is None or (mixing.cutmix is not None and random.random() < 0.5)
+        alpha = mixing.cutmix if cut else mixing.mixup
+        assert alpha is not None, "nothing to mix with"
+        share = float(random.beta(alpha, alpha))
+        if cut:
+            share = _paste(inputs[rows], images[order], share, random)
+        else:
+            inputs[rows] = share * images + (1 - share) * images[order]
+        partners[rows], shares[rows] = batch.labels[rows][order], share
+    return replace(batch, inputs=inputs, mixed=Mixed(partners, shares))
+
+
+def _paste(images: Tensor, others: Tensor, share: float, random: np.random.Generator) -> float:
+    """Put a box of `others` into `images` [N, 3, H, W], in place; the part of the area that is left."""
+    height, width = images.shape[-2:]
+    y, x = random.integers(height), random.integers(width)
+    half = 0.5 * (1 - share) ** 0.5
+    top, bottom = max(int(y - half * height), 0), min(int(y + half * height), height)
+    left, right = max(int(x - half * width), 0), min(int(x + half * width), width)
+    images[..., top:bottom, left:right] = others[..., top:bottom, left:right]
+    return 1 - (bottom - top) * (right - left) / (height * width)

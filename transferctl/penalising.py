@@ -1,0 +1,96 @@
+"""The spec's penalties: what each needs, and each built from the model as it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+
+from transferctl import loaders, plugins
+from transferctl.contracts import Batch, Penalty, PenaltyStart, Task
+from transferctl.data import Split
+from transferctl.device import Compute
+from transferctl.display import Display
+from transferctl.errors import Problem, SpecError
+from transferctl.model import Original, TransferModel
+from transferctl.spec import Spec
+
+STATISTICS_BATCH = 64
+
+
+def needs(spec: Spec) -> dict[str, tuple[str, ...]]:
+    """What each chosen penalty cannot do without."""
+    return {name: plugins.load("penalties", name).NEEDS for name in spec.penalties.chosen()}
+
+
+def source_head_trains(spec: Spec) -> bool:
+    """Whether something in the objective goes through the source head: L_S, or a penalty."""
+    return bool(spec.source and spec.source.rehearsal) or any(
+        "source head" in wanted for wanted in needs(spec).values()
+    )
+
+
+def refuse_unmet_needs(spec: Spec, model: TransferModel | None = None, fresh_heads: Sequence[str] = ()) -> None:
+    """Raises SpecError for penalties that lack something: by the spec alone, or with the model as it starts too."""
+    from_random = spec.backbone.weights == "none" and spec.from_run is None
+    lacking = {
+        "pretrained weights": "there are none to look back at: backbone.weights is none" if from_random else "",
+        "source data": "" if spec.source else "there is no `source`; add it",
+        "source head": "" if model is None or _knows_source(model, fresh_heads) else "the weights bring none",
+    }
+    problems = [
+        Problem(f"penalties.{name}", f"needs {_article(need)}{need}, but {lacking[need]}")
+        for name, wanted in needs(spec).items()
+        for need in wanted
+        if lacking[need]
+    ]
+    if problems:
+        raise SpecError(problems)
+
+
+def _knows_source(model: TransferModel, fresh_heads: Sequence[str]) -> bool:
+    return "source" in model.heads and "source" not in fresh_heads
+
+
+def _article(need: str) -> str:
+    return "a pretrained " if need == "source head" else ""
+
+
+def build(
+    spec: Spec,
+    model: TransferModel,
+    original: Original,
+    task: Task,
+    training: dict[str, Split],
+    compute: Compute,
+    display: Display,
+) -> dict[str, Penalty]:
+    """training: the training data of each domain that there is."""
+    batches = partial(_batches, spec, model, task, training, compute, display)
+    start = PenaltyStart(model, original, batches, spec.seed)
+    chosen = spec.penalties.chosen()
+    return {name: plugins.load("penalties", name).build(settings, start) for name, settings in chosen.items()}
+
+
+def _batches(
+    spec: Spec,
+    model: TransferModel,
+    task: Task,
+    training: dict[str, Split],
+    compute: Compute,
+    display: Display,
+    domain: str,
+    most: int | None,
+) -> Iterator[Batch]:
+    """See PenaltyStart. In the split's order, so that what is read ahead lies together."""
+    split = training[domain]
+    if most is not None and most < len(split):
+        drawn = np.random.default_rng([spec.seed, 3]).permutation(len(split))[:most]
+        split = split.rows(np.sort(drawn))
+    workers = loaders.workers_for(spec.workers, split)
+    batches = loaders.evaluation_batches(split, task, model.preprocessing, batch_size=STATISTICS_BATCH, workers=workers)
+    with display.progress(f"penalties look at {domain}", len(split)) as progress:
+        for batch in batches:
+            yield batch.to(compute.device)
+            progress.advance(len(batch.labels))
