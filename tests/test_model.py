@@ -7,7 +7,7 @@ import torch
 
 from transferctl.backbones import torchvision as plugin
 from transferctl.errors import SpecError
-from transferctl.model import BatchNorm, TransferModel, frozen_parameters
+from transferctl.model import BatchNorm, TransferModel, frozen_parameters, in_words
 from transferctl.preprocess import Preprocessing
 
 
@@ -46,6 +46,44 @@ def test_frozen_batchnorm_keeps_statistics_of_thawed_stages_and_trains_their_sca
     moved = {name for name, tensor in model.backbone.net.state_dict().items() if not torch.equal(tensor, before[name])}
     assert not any("running" in name or "num_batches" in name for name in moved)
     assert "layer1.0.bn1.weight" in moved
+
+
+def _moved(frozen: str, batchnorm: BatchNorm) -> set[str]:
+    """What one training step changes of the backbone."""
+    model = _model()
+    model.freeze(frozen, batchnorm)
+    before = {name: tensor.clone() for name, tensor in model.backbone.net.state_dict().items()}
+    _train_a_step(model)
+    return {name for name, tensor in model.backbone.net.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+@pytest.mark.parametrize("thawed", ["frozen", "statistics", "train"])
+def test_running_statistics_of_frozen_parts_stay_whatever_thawed_parts_do(thawed: str) -> None:
+    moved = _moved("layer3", BatchNorm(thawed=thawed))
+    assert "layer4.0.conv1.weight" in moved
+    assert all(name.startswith("layer4.") for name in moved)
+    assert ("layer4.0.bn1.running_mean" in moved) == (thawed != "frozen")
+    assert ("layer4.0.bn1.weight" in moved) == (thawed != "statistics")
+
+
+def test_statistics_alone_adapt_in_frozen_parts_and_no_weight_moves_there() -> None:
+    moved = _moved("all", BatchNorm(frozen="statistics"))
+    assert "layer1.0.bn1.running_var" in moved
+    assert all(name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked") for name in moved)
+
+
+def test_frozen_parts_whose_batchnorm_trains_learn_scale_and_shift_alone() -> None:
+    """Frankle et al., ICLR 2021."""
+    moved = _moved("all", BatchNorm(frozen="train"))
+    assert {"layer1.0.bn1.weight", "layer1.0.bn1.bias", "layer1.0.bn1.running_mean"} <= moved
+    assert not any("conv" in name or name == "fc.weight" for name in moved)
+
+
+def test_a_schedule_of_freezing_is_said_in_words() -> None:
+    assert in_words({1: "all", 3: ["layer1.*", "bn1.*"], 5: "none"}) == (
+        "all from epoch 1, layer1.*, bn1.* from epoch 3, none from epoch 5"
+    )
+    assert in_words({1: "layer3"}) == "layer3"
 
 
 def test_patterns_freeze_what_they_match_and_a_pattern_that_matches_nothing_is_an_error() -> None:
