@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import models
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from transferctl.backbones import torchvision as plugin
@@ -91,6 +95,55 @@ def test_a_training_image_depends_on_its_key_alone_and_leaves_the_generator() ->
     assert torch.equal(one, training_image(IMAGE, preprocessing, augment, (0, 1, 0, 7)))
     assert not torch.equal(one, training_image(IMAGE, preprocessing, augment, (0, 2, 0, 7)))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@contextmanager
+def _seeded_as(*key: int) -> Iterator[None]:
+    """torch's generator as a key seeds it: the first 8 bytes of the SHA-256 of its parts."""
+    digest = hashlib.sha256("\0".join(map(str, key)).encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    yield
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("operations", "magnitude"), [(2, 9), (1, 0), (5, 30)])
+def test_randaugment_is_torchvisions_after_the_crop_and_the_mirror(
+    operations: int, magnitude: int, interpolation: str
+) -> None:
+    mode = InterpolationMode(interpolation)
+    theirs = v2.Compose([
+        v2.RandomResizedCrop(32, (0.35, 1.0), interpolation=mode),
+        v2.RandomHorizontalFlip(),
+        v2.RandAugment(operations, magnitude, interpolation=mode),
+        v2.PILToTensor(),
+    ])  # fmt: skip
+    augment = AugmentSettings(randaugment={"magnitude": magnitude, "operations": operations})
+    preprocessing = Preprocessing(40, 32, interpolation=interpolation)
+    for sample in range(8):
+        ours = training_image(IMAGE, preprocessing, augment, (0, 1, 0, sample))
+        with _seeded_as(0, 1, 0, sample):
+            assert torch.equal(ours, theirs(IMAGE))
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_without_randaugment_a_training_image_has_the_bits_of_crop_and_mirror_alone(flip: bool) -> None:
+    theirs = v2.Compose([v2.RandomResizedCrop(32, (0.35, 1.0)), v2.RandomHorizontalFlip(0.5 * flip), v2.PILToTensor()])
+    for augment in (AugmentSettings(flip=flip), AugmentSettings(flip=flip, randaugment=None)):
+        for sample in range(8):
+            ours = training_image(IMAGE, Preprocessing(40, 32), augment, (0, 1, 0, sample))
+            with _seeded_as(0, 1, 0, sample):
+                assert torch.equal(ours, theirs(IMAGE))
+
+
+def test_randaugment_depends_on_the_key_alone_and_leaves_the_generator() -> None:
+    augment, preprocessing = AugmentSettings(randaugment=9), Preprocessing(40, 32)
+    before = torch.get_rng_state()
+    random.seed(1), np.random.seed(1)
+    one = training_image(IMAGE, preprocessing, augment, (0, 1, 0, 7))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3), random.seed(2), np.random.seed(2)
+    assert torch.equal(one, training_image(IMAGE, preprocessing, augment, (0, 1, 0, 7)))
+    assert not torch.equal(one, training_image(IMAGE, preprocessing, AugmentSettings(), (0, 1, 0, 7)))
 
 
 def test_one_size_given_keeps_the_weights_ratio() -> None:

@@ -1,6 +1,6 @@
 """From an upright RGB image to the network's input, and the random changes of training.
 
-Evaluation: resize the short side, centre-crop. Training: random resized crop, mirror. Both stay uint8;
+Evaluation: resize the short side, centre-crop. Training: random resized crop, mirror, RandAugment. Both stay uint8;
 the model scales to 0–1 and normalises on its device (`normalise`), which is the same arithmetic as
 torchvision's presets at a quarter of the bytes.
 """
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+MAGNITUDES = 31  # of RandAugment: 0 to 30, as its paper has them
 LONGEST_RESIZED_WHOLE = 16  # long side over short; beyond any panorama, and still a small image once resized
 
 
@@ -108,15 +109,16 @@ def _middle_resized(image: Image, preprocessing: Preprocessing) -> Image:
 def training_image(
     image: Image, preprocessing: Preprocessing, augment: AugmentSettings, key: tuple[int, ...]
 ) -> Tensor:
-    """uint8 [3, crop, crop]; the random choices depend on `key` (seed, epoch, sample) alone."""
+    """uint8 [3, crop, crop]; the random choices depend on `key` (seed, epoch, sample) alone. In the order of
+    torchvision's own training recipes, which also turn and shear with the interpolation of resizing."""
     from torchvision.transforms import v2
 
+    mode, randaugment = _mode(preprocessing), augment.randaugment
     transform = v2.Compose(
         [
-            v2.RandomResizedCrop(
-                preprocessing.crop, augment.crop_scale, interpolation=_mode(preprocessing), antialias=True
-            ),
+            v2.RandomResizedCrop(preprocessing.crop, augment.crop_scale, interpolation=mode, antialias=True),
             v2.RandomHorizontalFlip(0.5 if augment.flip else 0.0),
+            *([v2.RandAugment(randaugment.operations, randaugment.magnitude, MAGNITUDES, mode)] if randaugment else []),
             v2.PILToTensor(),
         ]
     )
