@@ -27,16 +27,16 @@ def mix(batch: Batch, mixing: Mixing, seed: int, step: int) -> Batch:
     before it is cut at the border, which the share then accounts for (Yun et al., ICCV 2019).
     """
     random = np.random.default_rng([seed, step, 2])
-    inputs = batch.inputs.float()
+    cut = mixing.mixup is None or (mixing.cutmix is not None and random.random() < 0.5)
+    alpha = mixing.cutmix if cut else mixing.mixup
+    assert alpha is not None, "nothing to mix with"
+    inputs = batch.inputs.to(torch.float32, copy=True)
     partners, shares = batch.labels.clone(), torch.ones(len(batch.labels), device=inputs.device)
     for rows in (batch.source, batch.target):
         images = inputs[rows].clone()
         if not len(images):
             continue
         order = torch.from_numpy(random.permutation(len(images))).to(inputs.device)
-        cut = mixing.mixup is None or (mixing.cutmix is not None and random.random() < 0.5)
-        alpha = mixing.cutmix if cut else mixing.mixup
-        assert alpha is not None, "nothing to mix with"
         share = float(random.beta(alpha, alpha))
         if cut:
             share = _paste(inputs[rows], images[order], share, random)
@@ -47,11 +47,13 @@ def mix(batch: Batch, mixing: Mixing, seed: int, step: int) -> Batch:
 
 
 def _paste(images: Tensor, others: Tensor, share: float, random: np.random.Generator) -> float:
-    """Put a box of `others` into `images` [N, 3, H, W], in place; the part of the area that is left."""
+    """Put a box of `others` into `images` [N, 3, H, W], in place; the part of the area that is left. The box is
+    torchvision's (and the paper's code's): half a side is rounded down."""
     height, width = images.shape[-2:]
-    y, x = random.integers(height), random.integers(width)
+    y, x = int(random.integers(height)), int(random.integers(width))
     half = 0.5 * (1 - share) ** 0.5
-    top, bottom = max(int(y - half * height), 0), min(int(y + half * height), height)
-    left, right = max(int(x - half * width), 0), min(int(x + half * width), width)
+    half_height, half_width = int(half * height), int(half * width)
+    top, bottom = max(y - half_height, 0), min(y + half_height, height)
+    left, right = max(x - half_width, 0), min(x + half_width, width)
     images[..., top:bottom, left:right] = others[..., top:bottom, left:right]
     return 1 - (bottom - top) * (right - left) / (height * width)

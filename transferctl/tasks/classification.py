@@ -48,15 +48,20 @@ def loss(
 ) -> Tensor:
     """Mean cross-entropy over the samples, in fp32. targets: int64 [N], or probabilities [N, C].
 
-    With class weights [C], the mean is weighted by that of each sample's label. Label smoothing ε: the target is
-    (1 − ε) the label and ε/C every class (Szegedy et al., CVPR 2016).
+    Label smoothing ε: the target is (1 − ε) the label and ε/C every class (Szegedy et al., CVPR 2016). With class
+    weights [C], the mean is weighted by that of each sample's label, or labels. torch's own weights are inside the sum
+    over classes, where they would tilt the smoothed part towards rare classes, for samples of the common ones too.
     """
     with torch.autocast(features.pooled.device.type, enabled=False):
         logits = head(Features(features.pooled.float(), None if features.maps is None else features.maps.float()))
-        value = F.cross_entropy(logits, targets, weight=class_weights, label_smoothing=label_smoothing)
-        if class_weights is not None and targets.is_floating_point():  # here torch takes the mean unweighted
-            value = value * len(targets) / (targets @ class_weights).sum()
-        return value
+        if class_weights is None:
+            return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+        labels = targets if targets.is_floating_point() else F.one_hot(targets, logits.shape[1]).float()
+        weights = labels * class_weights
+        nll = -logits.log_softmax(1)
+        smoothed = (1 - label_smoothing) * nll + label_smoothing * nll.mean(1, keepdim=True)
+        mean: Tensor = (weights * smoothed).sum() / weights.sum()
+        return mean
 
 
 def soft_targets(labels: Tensor, mixed: Mixed, outputs: int) -> Tensor:
