@@ -39,6 +39,10 @@ class Ema:
         finally:
             self._swap()
 
+    def settle(self) -> None:
+        """The model has the average from here on."""
+        self._swap()
+
     def _swap(self) -> None:
         with torch.no_grad():
             for live, mean in zip(self._live, self._mean, strict=True):

@@ -64,7 +64,8 @@ def fit(  # noqa: PLR0915 (the loop tells the story)
     computed before). log_cosine: between the gradients of both domains, every step. run: where metrics and,
     `save_each_epoch`, checkpoints go; None leaves no trace.
 
-    Best is the highest accuracy on validation data of `domain`, then the lowest loss, then the earliest. Raises
+    Best is the highest accuracy on validation data of `domain`, then the lowest loss, then the earliest. The model is
+    left as it was validated last: with the running mean of its weights, where `ema` asks for that. Raises
     DivergedError, SpecError.
     """
     trained = _ever_trained(model, frozen.values(), batchnorm)
@@ -116,14 +117,17 @@ def fit(  # noqa: PLR0915 (the loop tells the story)
                 if run and save_each_epoch:
                     save_checkpoint(run, model, last, ("best", "last") if is_best else ("last",))
                     run.summary |= {"best": best, "last": last}
-            stop = settings.early_stopping is not None and epoch - best["epoch"] >= settings.early_stopping
+            patience = settings.early_stopping
+            stop = patience is not None and epoch - best["epoch"] >= patience and epoch < settings.epochs
             if run:
                 run.log_metrics(step=step, epoch=epoch, split="train", lr=rate * settings.optimizer.lr, **sums.means())
                 run.log_metrics(step=step, epoch=epoch, split="val", **headline(val))
                 display.epoch(_epoch_line(epoch, settings.epochs, sums, val, best), stop or epoch == settings.epochs)
             if stop:
-                display.note(f"stopped early: no better epoch in {settings.early_stopping} after epoch {best['epoch']}")
+                display.note(f"stopped early, after epoch {epoch}: no better one since epoch {best['epoch']}")
                 break
+    if ema:
+        ema.settle()
     return Fitted(best, last, best_state)
 
 
@@ -170,25 +174,26 @@ class _Sums:
 
 
 def _finite(losses: Losses, epoch: int, step: int, batch: Batch) -> dict[str, float]:
-    """The step's terms as numbers. Raises DivergedError, which names the term (not their sum) and the samples."""
+    """The step's terms as numbers. Raises DivergedError, which names the terms (not their sum) and the samples."""
     values = {name: float(value.detach()) for name, value in losses.named().items()}
     if broken := [name for name, value in values.items() if not math.isfinite(value)]:
-        rows = {"loss_source": batch.source, "loss_target": batch.target}.get(broken[-1], slice(None))
+        terms = [name for name in broken if name != "loss"] or broken  # a finite sum may still overflow
+        rows = {"loss_source": batch.source, "loss_target": batch.target}.get("".join(terms), slice(None))
         where = f" on {shown(batch.names[rows])}" if batch.names else ""
-        raise _diverged(epoch, step, broken[-1], f"{values[broken[-1]]}{where}")
+        raise _diverged(epoch, step, ", ".join(f"{name} is {values[name]}" for name in terms) + where)
     return values
 
 
 def _finite_score(metrics: dict[str, Any], epoch: int, step: int) -> dict[str, Any]:
     """A model whose validation loss is no number is never the best. Raises DivergedError."""
     if not math.isfinite(metrics["loss"]):
-        raise _diverged(epoch, step, "the validation loss", str(metrics["loss"]))
+        raise _diverged(epoch, step, f"the validation loss is {metrics['loss']}")
     return metrics
 
 
-def _diverged(epoch: int, step: int, term: str, value: str) -> DivergedError:
+def _diverged(epoch: int, step: int, what: str) -> DivergedError:
     advice = "lower optimizer.lr, or look at the data. What earlier epochs have saved stays as it is"
-    return DivergedError(f"epoch {epoch}, step {step}: {term} is {value}; {advice}")
+    return DivergedError(f"epoch {epoch}, step {step}: {what}; {advice}")
 
 
 def _score(metrics: Mapping[str, Any]) -> tuple[float, float]:

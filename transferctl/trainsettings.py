@@ -193,10 +193,16 @@ class HeadTrainingSettings(Settings):
         0.0, ge=0, lt=1, description="Part of each label spread over all classes (Szegedy et al., CVPR 2016)."
     )
     early_stopping: int | None = Field(
-        None, gt=0, description="Stop after this many epochs without a better validation score."
+        None,
+        gt=0,
+        description="Stop after this many epochs without a better validation score; the learning rate still "
+        "follows all `epochs`.",
     )
     ema: float | None = Field(
-        None, gt=0, lt=1, description="Validate and keep the running mean of the weights, with this decay: 0.999."
+        None,
+        gt=0,
+        lt=1,
+        description="Validate and keep the running mean of the weights, with this decay a step: 0.999.",
     )
 
 
