@@ -67,6 +67,7 @@ def test_the_number_of_workers_changes_nothing(spec: Path, tmp_path: Path, invok
     states = []
     for workers in (0, 2):
         arguments = ("--set", "epochs=1", "--set", f"workers={workers}", "--runs-dir", tmp_path / "runs")
+        arguments += ("--set", "augment={randaugment: 9, mixup: 0.2, cutmix: 1}", "--set", "target.balance=sampling")
         _, answer = invoke("finetune", spec, *arguments)
         states.append(load_file(run_of(answer) / "checkpoints" / "last" / "model.safetensors"))
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

@@ -126,6 +126,36 @@ def test_endless_numbers_are_refused_not_changed(write, written):
         ("head: {hidden: [10000000]}", "head.hidden[0]", "must be at most 1,000,000, not 10000000"),
         ("preprocess: {crop: 99999999999}", "preprocess.crop", "must be at most 10,000, not 99999999999"),
         ("optimizer: {lr: 1e300}", "optimizer.lr", "must be at most 1,000,000, not 1e300"),
+        ("augment: {randaugment: x}", "augment.randaugment", "must be a whole number or a mapping, not 'x'"),
+        ("augment: {randaugment: 9.5}", "augment.randaugment", "must be a whole number or a mapping, not 9.5"),
+        ("augment: {randaugment: true}", "augment.randaugment", "must be a whole number or a mapping, not true"),
+        ("augment: {randaugment: 31}", "augment.randaugment", "must be at most 30, not 31"),
+        ("augment: {randaugment: -1}", "augment.randaugment", "must be at least 0, not -1"),
+        (
+            "augment: {randaugment: {operations: 0}}",
+            "augment.randaugment.operations",
+            "must be greater than 0, not 0",
+        ),
+        ("augment: {mixup: 0}", "augment.mixup", "must be greater than 0, not 0"),
+        ("augment: {mixup: true}", "augment.mixup", "must be a number, not true"),
+        ("augment: {cutmix: 101}", "augment.cutmix", "must be at most 100, not 101"),
+        ("pretrain: {augment: {cutmix: x}}", "pretrain.augment.cutmix", "must be a number, not 'x'"),
+        (
+            "source: {train: a, balance: sample}",
+            "source.balance",
+            "must be none, weights or sampling, not 'sample'; did you mean sampling?",
+        ),
+        ("source: {train: a, balance: null}", "source.balance", "must be none, weights or sampling, not null"),
+        ("source: {train: a, label_smoothing: 1}", "source.label_smoothing", "must be less than 1, not 1"),
+        ("label_smoothing: 1.0", "label_smoothing", "must be less than 1, not 1.0"),
+        ("label_smoothing: -0.1", "label_smoothing", "must be at least 0, not -0.1"),
+        ("pretrain: {label_smoothing: true}", "pretrain.label_smoothing", "must be a number, not true"),
+        ("ema: 1", "ema", "must be less than 1, not 1"),
+        ("ema: 0", "ema", "must be greater than 0, not 0"),
+        ("pretrain: {ema: on}", "pretrain.ema", "must be a number, not 'on'"),
+        ("early_stopping: 0", "early_stopping", "must be greater than 0, not 0"),
+        ("early_stopping: true", "early_stopping", "must be a whole number, not true"),
+        ("head_first: {early_stopping: 1.5}", "head_first.early_stopping", "must be a whole number, not 1.5"),
     ],
 )
 def test_a_wrong_value_is_told_with_what_is_wanted(write, line, key, message):
@@ -350,6 +380,13 @@ def test_set_replaces_and_adds(write):
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 def test_a_bare_optimizer_takes_its_defaults(write, name):
     assert spec_of(write(f"{BASE}optimizer: {name}\n")) == spec_of(write(f"{BASE}optimizer: {{name: {name}}}\n"))
+
+
+def test_a_bare_randaugment_is_its_magnitude_and_null_is_none(write):
+    bare, whole, off = (spec_of(write(f"{BASE}augment: {{randaugment: {value}}}\n")).augment
+                        for value in ("12", "{magnitude: 12, operations: 2}", "null"))  # fmt: skip
+    assert bare == whole
+    assert off.randaugment is None
 
 
 def test_set_keeps_equals_signs_in_the_value(write):

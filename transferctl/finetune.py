@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,13 +123,18 @@ def _heads_first(
     display: Display,
     folder: Run,
 ) -> tuple[str, ...]:
-    """Train the fresh heads on frozen features; those that stay as they are, for want of validation data."""
+    """Train the fresh heads on frozen features; those that stay as they are, for want of validation data.
+
+    losses: as fine-tuning takes them; label smoothing is the heads' own setting.
+    """
+    assert spec.head_first is not None
     summary: dict[str, Any] = {}
     for domain in fresh:
         data = domains[domain]
         if len(data.val):
+            loss = replace(losses[domain], label_smoothing=spec.head_first.label_smoothing)
             summary[domain] = heads.head_first(
-                spec, model, task, domain, losses[domain], [data.train, data.val], compute, display
+                spec, model, task, domain, loss, [data.train, data.val], compute, display
             )
     folder.summary["head_first"] = summary
     return tuple(domain for domain in fresh if domain not in summary)

@@ -95,11 +95,12 @@ def extras(spec: Spec) -> str:
     """What else the training does that is not on by default."""
     augment = pipeline.augmentation(spec)
     smoothed = {"": spec.label_smoothing, " of L_S": spec.source.label_smoothing if spec.source else 0}
+    balanced = {"": spec.target.balance, " of L_S": spec.source.balance if spec.source else "none"}
     said = [
         *(f"label smoothing{of} {value:g}" for of, value in smoothed.items() if value),
         *(f"{name} {value}" for name in ("mixup", "cutmix") if augment and (value := getattr(augment, name))),
         f"RandAugment {augment.randaugment.magnitude}" if augment and augment.randaugment else "",
-        f"balance: {spec.target.balance}" if spec.target.balance != "none" else "",
+        *(f"balance{of}: {value}" for of, value in balanced.items() if value != "none"),
         f"running mean of the weights (EMA {spec.ema:g})" if spec.ema else "",
         f"early stopping after {counted(spec.early_stopping, 'epoch')}" if spec.early_stopping else "",
     ]
