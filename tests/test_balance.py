@@ -102,7 +102,7 @@ def test_a_sample_that_is_drawn_again_is_augmented_otherwise() -> None:
     split = Split("train", dataset, np.arange(10, 30), np.array([0] * 18 + [1] * 2), balanced=True)
     preprocessing, augment = Preprocessing(12, 12), AugmentSettings()
     stream = loaders.training_stream(
-        split, None, classification, preprocessing, augment,
+        split, None, classification, preprocessing, {"target": augment},
         batch_size=8, source_batch_size=0, epochs=1, seed=0, workers=0,
     )  # fmt: skip
     seen: dict[str, list[Tensor]] = {}

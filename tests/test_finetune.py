@@ -302,3 +302,48 @@ def test_heads_of_a_run_that_it_goes_on_from_are_not_trained_again(spec: Path, t
     _, extracted = invoke("extract", spec, *settings)
     code, tuned = invoke("finetune", spec, "--from", extracted["run"], "--set", "head_first={}", *settings)
     assert code == 0 and tuned["head_first"] == {}
+
+
+def test_the_last_epoch_is_kept_on_request(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
+    """Where nothing moves all epochs score the same, and the earliest is the best."""
+    settings = ("--set", "optimizer.lr=1e-30", "--set", "batchnorm=frozen")
+    kept = {}
+    for keep in ("best", "last"):
+        runs = tmp_path / keep
+        _, answer = invoke("finetune", spec, *settings, "--set", f"keep={keep}", "--runs-dir", runs)
+        kept[keep] = answer["best"]["epoch"]
+        _, scored = invoke("eval", answer["run"], "--runs-dir", runs)
+        assert scored["accuracy"] == answer["best"]["val"]["accuracy"]
+    assert kept == {"best": 1, "last": 3}
+
+
+def test_early_stopping_where_the_last_epoch_is_kept_is_an_error(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
+    both = ("--set", "keep=last", "--set", "early_stopping=2")
+    code, answer = invoke("finetune", spec, *both, "--runs-dir", tmp_path / "runs")
+    assert code == 2
+    assert answer["error"] == (
+        "--set early_stopping=2: early_stopping: waits for a better epoch, but keep is last; remove one"
+    )
+
+
+def test_source_images_are_augmented_only_on_request(
+    stage0: tuple[str, str], spec: Path, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    loss = classification.loss
+    monkeypatch.setattr(
+        classification,
+        "loss",
+        lambda head, features, targets, **how: (
+            seen.append(features.pooled[0].detach()) or loss(head, features, targets, **how)
+        ),
+    )
+    settings = ("--set", "epochs=1", "--set", "frozen=all", "--set", "augment=none", "--runs-dir", tmp_path / "runs")
+    rows = []
+    for more in ("", ", augment: none", ", augment: {crop_scale: [0.1, 0.2]}"):
+        seen.clear()
+        code, _ = invoke("finetune", spec, *stage0, *source(more=more), *settings)
+        assert code == 0
+        rows.append(torch.stack(seen))
+    assert torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows[0], rows[2])

@@ -25,6 +25,10 @@ from transferctl.tasks import classification
 Invoke = Callable[..., tuple[int, dict[str, Any]]]
 
 
+def both(mixup: float | None, cutmix: float | None) -> dict[str, Mixing]:
+    return dict.fromkeys(("source", "target"), Mixing(mixup, cutmix))
+
+
 def batch_of(n_source: int, n_target: int, height: int = 13, width: int = 10) -> Batch:
     """Noise; each sample's label is its row, so that a partner's label says which row the partner is."""
     generator = torch.Generator().manual_seed(0)
@@ -69,7 +73,7 @@ def test_mixup_is_torchvisions(share: float, monkeypatch: pytest.MonkeyPatch) ->
     theirs._dist = _Share(share)
     images, labels = theirs(batch.inputs.float(), batch.labels)
     monkeypatch.setattr(np.random, "default_rng", lambda key: Scripted(share))
-    mixed = mix(batch, Mixing(1.0, None), 0, 0)
+    mixed = mix(batch, both(1.0, None), 0, 0)
     torch.testing.assert_close(mixed.inputs, images)
     torch.testing.assert_close(classification.soft_targets(mixed.labels, mixed.mixed, 5), labels)
 
@@ -84,7 +88,7 @@ def test_cutmix_is_torchvisions(share: float, y: int, x: int, monkeypatch: pytes
         patch.setattr(torch, "randint", lambda end, size: torch.tensor([centre.pop(0)]))
         images, labels = theirs(batch.inputs.float(), batch.labels)
     monkeypatch.setattr(np.random, "default_rng", lambda key: Scripted(share, y, x))
-    mixed = mix(batch, Mixing(None, 1.0), 0, 0)
+    mixed = mix(batch, both(None, 1.0), 0, 0)
     assert torch.equal(mixed.inputs, images)
     torch.testing.assert_close(classification.soft_targets(mixed.labels, mixed.mixed, 5), labels)
 
@@ -93,7 +97,7 @@ def test_cutmix_is_torchvisions(share: float, y: int, x: int, monkeypatch: pytes
 def test_each_pixel_is_its_shares_of_two_images_of_one_domain(mixing: Mixing) -> None:
     for step in range(20):
         batch = batch_of(8, 7)  # so many that they are never all their own partners
-        mixed = mix(batch, mixing, 3, step)
+        mixed = mix(batch, {"source": mixing, "target": mixing}, 3, step)
         assert mixed.inputs.dtype == torch.float32
         assert mixed.inputs.min() >= 0 and mixed.inputs.max() <= 255.001
         for rows in (batch.source, batch.target):
@@ -113,13 +117,13 @@ def test_each_pixel_is_its_shares_of_two_images_of_one_domain(mixing: Mixing) ->
 
 def test_mixing_is_keyed_by_seed_and_step_and_leaves_the_batch_it_was_given() -> None:
     batch, before = batch_of(2, 5), batch_of(2, 5)
-    again = [mix(batch, Mixing(1.0, None), seed, step) for seed, step in ((0, 7), (0, 7), (0, 8), (1, 7))]
+    again = [mix(batch, both(1.0, None), seed, step) for seed, step in ((0, 7), (0, 7), (0, 8), (1, 7))]
     assert torch.equal(again[0].inputs, again[1].inputs)
     assert torch.equal(again[0].mixed.partners, again[1].mixed.partners)
     assert not any(torch.equal(again[0].inputs, other.inputs) for other in again[2:])
     assert torch.equal(batch.inputs, before.inputs) and torch.equal(batch.labels, before.labels)
     kept = batch.inputs.float()
-    mix(Batch(kept, batch.labels, 2), Mixing(1.0, None), 0, 7)
+    mix(Batch(kept, batch.labels, 2), both(1.0, None), 0, 7)
     assert torch.equal(kept, before.inputs.float())
 
 
@@ -127,7 +131,7 @@ def test_with_both_a_coin_decides_once_a_step() -> None:
     cut = []
     for step in range(400):
         batch = batch_of(8, 7, 6, 6)
-        mixed = mix(batch, Mixing(1.0, 1.0), 0, step)
+        mixed = mix(batch, both(1.0, 1.0), 0, step)
         # α = 1 makes a share that mixes two levels to a whole number all but impossible
         whole = [
             bool((mixed.inputs[rows] == mixed.inputs[rows].round()).all()) for rows in (batch.source, batch.target)
@@ -139,7 +143,7 @@ def test_with_both_a_coin_decides_once_a_step() -> None:
 
 def test_shares_are_drawn_from_the_beta_distribution() -> None:
     for alpha in (0.2, 5.0):
-        shares = [mix(batch_of(0, 2, 2, 2), Mixing(alpha, None), 0, step).mixed.share[0].item() for step in range(1500)]
+        shares = [mix(batch_of(0, 2, 2, 2), both(alpha, None), 0, step).mixed.share[0].item() for step in range(1500)]
         assert np.mean(shares) == pytest.approx(0.5, abs=0.05)
         assert np.var(shares) == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.15)
 
@@ -169,7 +173,7 @@ def test_the_objective_of_mixed_samples_is_the_shares_of_both_labels_losses(
     model: Any = SimpleNamespace(heads=heads, classes={"source": ("a", "b"), "target": ("x", "y", "z")})
     features = Features(torch.randn(9, 4))
     images = torch.zeros(9, 3, 2, 2, dtype=torch.uint8)
-    batch = mix(Batch(images, torch.tensor([0, 1, 0, 0, 1, 2, 2, 0, 1]), 4), Mixing(1.0, None), 0, 0)
+    batch = mix(Batch(images, torch.tensor([0, 1, 0, 0, 1, 2, 2, 0, 1]), 4), both(1.0, None), 0, 0)
     objective = Objective(classification, 2.0, domains={"target": DomainLoss(smoothing, weights)})
     losses = objective(model, features, batch)
     expected = [
@@ -209,7 +213,10 @@ def test_every_training_on_images_mixes(
     code, _ = invoke("extract" if verb == "baseline" else verb, spec, *words, "--runs-dir", tmp_path / "runs")
     assert code == 0
     assert any(soft)
-    assert all(soft) == (verb != "baseline")  # the baseline's other arm is trained on features
+    if verb == "finetune":  # source images are augmented only where source.augment asks for it
+        assert soft == [False, True] * (len(soft) // 2)
+    else:  # the baseline's other arm is trained on features
+        assert all(soft) == (verb == "pretrain")
 
 
 def test_extract_says_that_it_does_not_mix(spec: Path, tmp_path: Path) -> None:

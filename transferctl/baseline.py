@@ -57,7 +57,7 @@ def _from_scratch(spec: Spec, epochs: int, target: DomainData, compute: Compute,
     model.to(compute.device)
     settings = spec.pretrain.model_copy(update={"epochs": epochs, "batch_size": spec.batch_size})
     workers = loaders.workers_for(spec.workers, target.train)
-    augment = pipeline.augmentation(settings)
+    augment = {"target": pipeline.augmentation(settings)}
     loss = pipeline.domain_loss(settings.label_smoothing, spec.target.balance, target.train, target.classes, compute)
     stream = loaders.training_stream(
         target.train, None, task, model.preprocessing, augment,

@@ -58,7 +58,8 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     with pipeline.naming_all_broken(list(splits.values()), spec, display):
         pipeline.read_ahead([split for split in splits.values() if split.name != "train"], spec, display)
     rehearsed = source.train if spec.source and spec.source.rehearsal and source else None
-    augment = pipeline.augmentation(spec)
+    augment = {"target": pipeline.augmentation(spec)}
+    augment |= {"source": pipeline.augmentation(spec.source)} if spec.source else {}
     workers = loaders.workers_for(spec.workers, target.train)
     batches_of = partial(
         loaders.evaluation_batches,

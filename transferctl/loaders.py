@@ -92,6 +92,9 @@ def cycle(labels: np.ndarray, seed: int, balanced: bool) -> Iterator[tuple[int, 
 Key = tuple[int, int, int, int]  # which of the splits, pass, position in the split, how often drawn before
 
 
+Augment = Mapping[str, AugmentSettings | None]  # of each domain
+
+
 @dataclass(frozen=True)
 class Stream:
     """Every training step in order, in one stream, so that workers start once. An epoch is one pass over the
@@ -113,11 +116,11 @@ class _Images:
         self,
         splits: Sequence[Split],
         preprocessing: Preprocessing,
-        augment: AugmentSettings | None,
+        augment: Sequence[AugmentSettings | None],
         seed: int,
         sources: int = 0,
     ):
-        """The first `sources` splits are source data."""
+        """augment: of each split. The first `sources` splits are source data."""
         self.splits, self.preprocessing, self.augment, self.seed = splits, preprocessing, augment, seed
         self.sources = sources
 
@@ -129,11 +132,11 @@ class _Images:
             image = split.dataset.read(int(split.indices[position]))
         except BadSample as error:
             return _Row(Unreadable(split.sample_name(position), str(error)), -1, is_source, "")
-        label, name = int(split.labels[position]), split.sample_name(position)
-        if self.augment is None:
+        label, name, augment = int(split.labels[position]), split.sample_name(position), self.augment[which]
+        if augment is None:
             return _Row(evaluation_image(image, self.preprocessing), label, is_source, name)
         random_key = (self.seed, epoch, int(is_source), int(split.indices[position]), *([repeat] if repeat else []))
-        return _Row(training_image(image, self.preprocessing, self.augment, random_key), label, is_source, name)
+        return _Row(training_image(image, self.preprocessing, augment, random_key), label, is_source, name)
 
 
 class _Row(NamedTuple):
@@ -148,7 +151,7 @@ def training_stream(
     source: Split | None,
     task: Task,
     preprocessing: Preprocessing,
-    augment: AugmentSettings | None,
+    augment: Augment,
     *,
     batch_size: int,
     source_batch_size: int,
@@ -157,9 +160,11 @@ def training_stream(
     workers: int,
 ) -> Stream:
     """Images of both domains, source first in each batch; the source goes in its own cycle beside the target.
-    Without a target, `batch_size` is the source's. Raises BrokenSamples."""
-    splits = [split for split in (source, target) if split is not None]
-    images = _Images(splits, preprocessing, augment, seed, sources=int(source is not None))
+    Without a target, `batch_size` is the source's. augment: by domain. Raises BrokenSamples."""
+    domains = {"source": source, "target": target}
+    splits = [split for split in domains.values() if split is not None]
+    augments = [augment[domain] for domain, split in domains.items() if split is not None]
+    images = _Images(splits, preprocessing, augments, seed, sources=int(source is not None))
     steps = _training_steps(splits, batch_size, source_batch_size, epochs=epochs, seed=seed)
     n_steps = steps_per_epoch(len(splits[-1]), batch_size)
     beside = n_steps * source_batch_size if len(splits) == 2 else 0
@@ -182,7 +187,7 @@ def evaluation_batches(
     split: Split, task: Task, preprocessing: Preprocessing, *, batch_size: int, workers: int
 ) -> Iterator[Batch]:
     """The split in order, once, without augmentation. Raises BrokenSamples."""
-    images = _Images([split], preprocessing, None, 0)
+    images = _Images([split], preprocessing, [None], 0)
     chunks = np.array_split(np.arange(len(split)), _parts(len(split), batch_size))
     return _batches(images, ([(0, 0, int(position), 0) for position in chunk] for chunk in chunks), task, workers)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,23 +20,25 @@ class Mixing:
     cutmix: float | None
 
 
-def mix(batch: Batch, mixing: Mixing, seed: int, step: int) -> Batch:
-    """Each domain's images mixed with a random order of themselves, keyed by (seed, step). inputs become float, still
-    of 0 to 255.
+def mix(batch: Batch, mixing: Mapping[str, Mixing], seed: int, step: int) -> Batch:
+    """A domain's images mixed with a random order of themselves, as `mixing` says of it, keyed by (seed, step). inputs
+    become float, still of 0 to 255.
 
     mixup: share·x + (1 − share)·x' (Zhang et al., ICLR 2018). CutMix: a box of x' in x, of 1 − share of the area
     before it is cut at the border, which the share then accounts for (Yun et al., ICCV 2019).
     """
     random = np.random.default_rng([seed, step, 2])
-    cut = mixing.mixup is None or (mixing.cutmix is not None and random.random() < 0.5)
-    alpha = mixing.cutmix if cut else mixing.mixup
-    assert alpha is not None, "nothing to mix with"
+    coin = any(how.mixup and how.cutmix for how in mixing.values()) and random.random() < 0.5
     inputs = batch.inputs.to(torch.float32, copy=True)
     partners, shares = batch.labels.clone(), torch.ones(len(batch.labels), device=inputs.device)
-    for rows in (batch.source, batch.target):
+    for domain, rows in (("source", batch.source), ("target", batch.target)):
         images = inputs[rows].clone()
-        if not len(images):
+        if not len(images) or domain not in mixing:
             continue
+        how = mixing[domain]
+        cut = how.mixup is None or (how.cutmix is not None and coin)
+        alpha = how.cutmix if cut else how.mixup
+        assert alpha is not None, "nothing to mix with"
         order = torch.from_numpy(random.permutation(len(images))).to(inputs.device)
         share = float(random.beta(alpha, alpha))
         if cut:

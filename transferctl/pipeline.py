@@ -23,7 +23,7 @@ from transferctl.mixing import Mixing
 from transferctl.model import BatchNorm, TransferModel, preprocessing_of, restore
 from transferctl.objective import DomainLoss
 from transferctl.preprocess import Preprocessing
-from transferctl.spec import BackboneSettings, Spec, WeightsFile
+from transferctl.spec import BackboneSettings, SourceSettings, Spec, WeightsFile
 from transferctl.trainsettings import AugmentSettings, TrainingSettings
 from transferctl.wording import shown
 
@@ -261,7 +261,7 @@ def task_of(spec: Spec) -> Task:
     return task
 
 
-def augmentation(settings: TrainingSettings) -> AugmentSettings | None:
+def augmentation(settings: TrainingSettings | SourceSettings) -> AugmentSettings | None:
     return settings.augment if isinstance(settings.augment, AugmentSettings) else None
 
 
@@ -271,8 +271,14 @@ def batchnorm(spec: Spec) -> BatchNorm:
     return BatchNorm(auto if spec.batchnorm.thawed == "auto" else spec.batchnorm.thawed, spec.batchnorm.frozen)
 
 
-def mixing(augment: AugmentSettings | None) -> Mixing | None:
-    return Mixing(augment.mixup, augment.cutmix) if augment and (augment.mixup or augment.cutmix) else None
+def mixing(augment: loaders.Augment) -> dict[str, Mixing]:
+    """What to mix, by domain."""
+    asked = {domain: settings for domain, settings in augment.items() if settings}
+    return {
+        domain: Mixing(settings.mixup, settings.cutmix)
+        for domain, settings in asked.items()
+        if settings.mixup or settings.cutmix
+    }
 
 
 def domain_loss(

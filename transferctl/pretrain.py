@@ -31,7 +31,7 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     display.note(f"pretrain: {spec.backbone.name} from {start.origin}, min over θ of L_S, {settings.epochs} epochs")
     pipeline.read_ahead([source.val], spec, display)
     workers = loaders.workers_for(spec.workers, source.train)
-    augment = pipeline.augmentation(settings)
+    augment = {"source": pipeline.augmentation(settings)}
     stream = loaders.training_stream(
         None, source.train, task, model.preprocessing, augment,
         batch_size=settings.batch_size, source_batch_size=0, epochs=settings.epochs, seed=spec.seed, workers=workers,

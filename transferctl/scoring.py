@@ -66,7 +66,8 @@ def score_best(
     best, last = run.summary["best"], run.summary["last"]
     # with C classes a confusion matrix is C² numbers, a line each in summary.json: the best epoch's will do
     run.summary["last"] = last | {"val": results.headline(last["val"])}
-    results.show_metrics(display, f"Validation, epoch {best['epoch']} (best of {last['epoch']})", metrics)
+    which = "the last" if best["epoch"] == last["epoch"] else f"best of {last['epoch']}"
+    results.show_metrics(display, f"Validation, epoch {best['epoch']} ({which})", metrics)
     if target.test:
         predictions = Predictions()
         scored.append((target.test, predictions))

@@ -23,7 +23,7 @@ from pydantic import (
 
 from transferctl import plugins
 from transferctl.settings import DataSettings, InputPath, PenaltySettings, Settings, Text, across, as_mapping, of_kind
-from transferctl.trainsettings import HeadTrainingSettings, TrainingSettings
+from transferctl.trainsettings import AugmentSettings, HeadTrainingSettings, TrainingSettings
 
 PUBLISHED_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 
@@ -170,6 +170,11 @@ class SourceSettings(Settings):
     )
     balance: Balance = Field("none", description=_BALANCE)
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of L_S in finetune.")
+    augment: AugmentSettings | Literal["none"] = Field(
+        "none",
+        description="Random changes to source images in finetune. None by default: crops that the backbone was not "
+        "pretrained with teach it another task than the one it is to keep.",
+    )
     gradient_cosine: bool = Field(
         False, description="Log the cosine between the gradients of L_S and L_T; a step takes about twice the time."
     )

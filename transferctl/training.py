@@ -52,7 +52,7 @@ def fit(  # noqa: PLR0915 (the loop tells the story)
     frozen: Mapping[int, str | Sequence[str]],
     batchnorm: BatchNorm,
     domain: str = "target",
-    mixing: Mixing | None = None,
+    mixing: Mapping[str, Mixing] | None = None,
     log_cosine: bool = False,
     run: Run | None = None,
     save_each_epoch: bool = True,
@@ -64,7 +64,8 @@ def fit(  # noqa: PLR0915 (the loop tells the story)
     computed before). log_cosine: between the gradients of both domains, every step. run: where metrics and,
     `save_each_epoch`, checkpoints go; None leaves no trace.
 
-    Best is the highest accuracy on validation data of `domain`, then the lowest loss, then the earliest. The model is
+    Best is the highest accuracy on validation data of `domain`, then the lowest loss, then the earliest; or the last,
+    with `keep: last`. The model is
     left as it was validated last: with the running mean of its weights, where `ema` asks for that. Raises
     DivergedError, SpecError.
     """
@@ -111,7 +112,7 @@ def fit(  # noqa: PLR0915 (the loop tells the story)
             with ema.applied() if ema else nullcontext():
                 val = _finite_score(measure(model, objective.task, validation(), forward, compute, domain), epoch, step)
                 last = {"epoch": epoch, "step": step, "val": val}
-                is_best = not best or _score(val) > _score(best["val"])
+                is_best = not best or settings.keep == "last" or _score(val) > _score(best["val"])
                 if is_best:
                     best, best_state = last, _what_changes(model, trained)
                 if run and save_each_epoch:

@@ -192,6 +192,11 @@ class HeadTrainingSettings(Settings):
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Part of each label spread over all classes (Szegedy et al., CVPR 2016)."
     )
+    keep: Literal["best", "last"] = Field(
+        "best",
+        description="The epoch that is kept: the best by validation accuracy, or the last, where validation data is "
+        "too little to choose by.",
+    )
     early_stopping: int | None = Field(
         None,
         gt=0,
@@ -204,6 +209,12 @@ class HeadTrainingSettings(Settings):
         lt=1,
         description="Validate and keep the running mean of the weights, with this decay a step: 0.999.",
     )
+
+    @model_validator(mode="after")
+    def _early_stopping_needs_a_best(self) -> HeadTrainingSettings:
+        if self.early_stopping and self.keep == "last":
+            raise across("early_stopping", "keep", "waits for a better epoch, but keep is last; remove one")
+        return self
 
 
 class TrainingSettings(HeadTrainingSettings):
