@@ -79,7 +79,7 @@ def test_mixup_is_torchvisions(share: float, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(("y", "x"), [(6, 5), (0, 0), (12, 9), (2, 8)])
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.55, 0.99, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.55, 0.99, 1.0])
 def test_cutmix_is_torchvisions(share: float, y: int, x: int, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = batch_of(0, 5)
     theirs, centre = v2.CutMix(alpha=1.0, num_classes=5), [x, y]
