@@ -347,3 +347,20 @@ def test_source_images_are_augmented_only_on_request(
         rows.append(torch.stack(seen))
     assert torch.equal(rows[0], rows[1])
     assert not torch.equal(rows[0], rows[2])
+
+
+def test_patience_begins_once_everything_is_thawed(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
+    """At a rate at which nothing moves, the first epoch is the best; yet what thaws at epoch 4 must have its chance."""
+    settings = ("--set", "optimizer.lr=1e-30", "--set", "batchnorm=frozen", "--set", "epochs=9")
+    patient = ("--set", "early_stopping=2", "--set", "frozen={1: all, 4: layer3}", "--runs-dir", tmp_path / "runs")
+    _, answer = invoke("finetune", spec, *settings, *patient)
+    assert (answer["best"]["epoch"], answer["last"]["epoch"]) == (1, 5)
+
+
+def test_settings_of_a_loss_that_is_not_in_the_objective_are_said(
+    stage0: tuple[str, str], spec: Path, tmp_path: Path
+) -> None:
+    off = source(more=", rehearsal: false, label_smoothing: 0.1, batch_size: 4")
+    arguments = ["finetune", str(spec), *stage0, *off, "--set", "epochs=1", "--runs-dir", str(tmp_path / "runs")]
+    shown = CliRunner().invoke(app, arguments).stderr
+    assert "finetune does not use: source.batch_size, source.label_smoothing" in shown

@@ -23,6 +23,7 @@ from transferctl.mixing import Mixing
 from transferctl.model import BatchNorm, TransferModel, preprocessing_of, restore
 from transferctl.objective import DomainLoss
 from transferctl.preprocess import Preprocessing
+from transferctl.settings import Settings
 from transferctl.spec import BackboneSettings, SourceSettings, Spec, WeightsFile
 from transferctl.trainsettings import AugmentSettings, TrainingSettings
 from transferctl.wording import shown
@@ -240,14 +241,22 @@ def keep_source_head(model: TransferModel, start: Pretrained) -> None:
 
 def say_unused(spec: Spec, keys: Sequence[str], verb: str, display: Display) -> None:
     """One spec serves several verbs; what this one does not read is said, not ignored in silence."""
-    fields = type(spec).model_fields
-    unused = [
-        fields[key].alias or key
-        for key in keys
-        if getattr(spec, key) != fields[key].get_default(call_default_factory=True)
-    ]
+    unused = [*_set(spec, keys, "")]
+    if spec.source and verb == "finetune" and not spec.source.rehearsal:
+        of_the_loss = ("batch_size", "balance", "label_smoothing", "augment", "gradient_cosine")
+        unused += _set(spec.source, of_the_loss, "source.")
     if unused:
         display.note(f"{verb} does not use: {', '.join(unused)}")
+
+
+def _set(settings: Settings, keys: Sequence[str], prefix: str) -> list[str]:
+    """Those of the keys whose value is not the default, as people write them."""
+    fields = type(settings).model_fields
+    return [
+        prefix + (fields[key].alias or key)
+        for key in keys
+        if getattr(settings, key) != fields[key].get_default(call_default_factory=True)
+    ]
 
 
 def chosen_device(spec: Spec, display: Display) -> Compute:

@@ -26,7 +26,8 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     model.add_new_head("source", source.classes, hidden=(), dropout=0.0, seed=spec.seed)
     model.to(compute.device)
     settings = spec.pretrain
-    unused = ("from_run", "frozen", "batchnorm", "head", "head_first", "target_weight", "penalties", "baseline")
+    unused = ["from_run", "frozen", "batchnorm", "head", "head_first", "target_weight", "penalties", "baseline"]
+    unused += ["augment", "ema", "keep", "early_stopping", "label_smoothing"]  # those under `pretrain` count
     pipeline.say_unused(spec, unused, "pretrain (everything is trained)", display)
     display.note(f"pretrain: {spec.backbone.name} from {start.origin}, min over θ of L_S, {settings.epochs} epochs")
     pipeline.read_ahead([source.val], spec, display)

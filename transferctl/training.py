@@ -118,8 +118,9 @@ def fit(  # noqa: PLR0915 (the loop tells the story)
                 if run and save_each_epoch:
                     save_checkpoint(run, model, last, ("best", "last") if is_best else ("last",))
                     run.summary |= {"best": best, "last": last}
+            waited = epoch - max(best["epoch"], max(frozen) - 1)  # for as long as stages are still to thaw, none
             patience = settings.early_stopping
-            stop = patience is not None and epoch - best["epoch"] >= patience and epoch < settings.epochs
+            stop = patience is not None and waited >= patience and epoch < settings.epochs
             if run:
                 run.log_metrics(step=step, epoch=epoch, split="train", lr=rate * settings.optimizer.lr, **sums.means())
                 run.log_metrics(step=step, epoch=epoch, split="val", **headline(val))
