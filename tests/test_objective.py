@@ -77,7 +77,7 @@ def test_batch_sizes_do_not_change_what_lambda_means(model: TransferModel) -> No
 
 def test_l2sp_is_the_papers_formula_and_spares_the_start(model: TransferModel) -> None:
     original = Original(model, Compute(torch.device("cpu"), False, ""))
-    penalty = l2sp.build(l2sp.Settings(weight=0.1, head_ratio=0.0), PenaltyStart(model, original, no_data, 0))
+    penalty = l2sp.build(l2sp.Settings(weight=0.1, head_ratio=0.0), PenaltyStart(model, original, no_data, 0, print))
     features, batch = _step(model, 0, 2)
     assert joint_objective(model, features, batch, 1.0, {"l2sp": penalty}).penalties["l2sp"].item() == 0
     with torch.no_grad():

@@ -38,6 +38,10 @@ class Features:
     def __getitem__(self, rows: slice) -> Features:
         return Features(self.pooled[rows], None if self.maps is None else self.maps[rows])
 
+    def in_fp32(self) -> Features:
+        """What heads and losses take, whatever the backbone computed in."""
+        return Features(self.pooled.float(), None if self.maps is None else self.maps.float())
+
 
 @dataclass(frozen=True)
 class Mixed:
@@ -99,14 +103,16 @@ class StepContext:
 class PenaltyStart:
     """What a penalty is built from, before the first step.
 
-    model: as it starts; original: its frozen copy. batches(domain, most): training images of a domain on the model's
-    device, each once, not augmented; `most` samples, drawn by the seed, or all (None). seed: keys what is drawn.
+    model: as it starts; original: its frozen copy. batches(name, most): training images of "target" or "source", or
+    the images of "source_val", on the model's device, each once, not augmented; `most` samples, drawn by the seed, or
+    all (None); no batch where there is no such data. seed: keys what is drawn. note: tells people what was inferred.
     """
 
     model: TransferModel
     original: Original
     batches: Callable[[str, int | None], Iterator[Batch]]
     seed: int
+    note: Callable[[str], None]
 
 
 @dataclass(frozen=True)

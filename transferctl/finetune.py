@@ -80,8 +80,9 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
         results.save_start(folder, model, fresh)
         before = None if "source" in fresh else score_source()
         original = Original(model, compute)
-        training_data = {domain: data.train for domain, data in domains.items()}
-        penalties = penalising.build(spec, model, original, task, training_data, compute, display)
+        looked_at = {domain: data.train for domain, data in domains.items()}
+        looked_at |= {"source_val": source.val} if source else {}
+        penalties = penalising.build(spec, model, original, task, looked_at, compute, display)
         target_weight = 1.0 if spec.target_weight is None else spec.target_weight
         objective = Objective(task, target_weight, penalties, original, losses)
         stream = loaders.training_stream(

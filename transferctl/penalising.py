@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -62,13 +62,13 @@ def build(
     model: TransferModel,
     original: Original,
     task: Task,
-    training: dict[str, Split],
+    splits: Mapping[str, Split],
     compute: Compute,
     display: Display,
 ) -> dict[str, Penalty]:
-    """training: the training data of each domain that there is."""
-    batches = partial(_batches, spec, model, task, training, compute, display)
-    start = PenaltyStart(model, original, batches, spec.seed)
+    """splits: what PenaltyStart.batches may ask for, as far as it is there."""
+    batches = partial(_batches, spec, model, task, splits, compute, display)
+    start = PenaltyStart(model, original, batches, spec.seed, display.note)
     chosen = spec.penalties.chosen()
     return {name: plugins.load("penalties", name).build(settings, start) for name, settings in chosen.items()}
 
@@ -77,20 +77,22 @@ def _batches(
     spec: Spec,
     model: TransferModel,
     task: Task,
-    training: dict[str, Split],
+    splits: Mapping[str, Split],
     compute: Compute,
     display: Display,
-    domain: str,
+    name: str,
     most: int | None,
 ) -> Iterator[Batch]:
     """See PenaltyStart. In the split's order, so that what is read ahead lies together."""
-    split = training[domain]
+    if not len(splits.get(name, ())):
+        return
+    split = splits[name]
     if most is not None and most < len(split):
         drawn = np.random.default_rng([spec.seed, 3]).permutation(len(split))[:most]
         split = split.rows(np.sort(drawn))
     workers = loaders.workers_for(spec.workers, split)
     batches = loaders.evaluation_batches(split, task, model.preprocessing, batch_size=STATISTICS_BATCH, workers=workers)
-    with display.progress(f"penalties look at {domain}", len(split)) as progress:
+    with display.progress(f"penalties look at {name}", len(split)) as progress:
         for batch in batches:
             yield batch.to(compute.device)
             progress.advance(len(batch.labels))

@@ -37,15 +37,11 @@ def measure(
         for batch in batches:
             with torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.bf16):
                 features = forward(batch.inputs.to(compute.device))
-            logits = model.heads[domain](Features(features.pooled.float(), _float(features.maps))).cpu()
+            logits = model.heads[domain](features.in_fp32()).cpu()
             meter.update(logits, batch.labels)
             if record:
                 record(logits, batch.labels)
     return meter.compute()
-
-
-def _float(maps: Tensor | None) -> Tensor | None:
-    return None if maps is None else maps.float()
 
 
 def score_best(

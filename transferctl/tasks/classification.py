@@ -53,7 +53,7 @@ def loss(
     over classes, where they would tilt the smoothed part towards rare classes, for samples of the common ones too.
     """
     with torch.autocast(features.pooled.device.type, enabled=False):
-        logits = head(Features(features.pooled.float(), None if features.maps is None else features.maps.float()))
+        logits = head(features.in_fp32())
         if class_weights is None:
             return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
         labels = targets if targets.is_floating_point() else F.one_hot(targets, logits.shape[1]).float()
