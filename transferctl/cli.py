@@ -137,20 +137,21 @@ def evaluate(
     """Score a run's model: loss, accuracy with its interval, per class, confusion matrix."""
 
     def verb(file: SpecFile, display: Display) -> dict[str, Any]:
-        from transferctl import evaluate
+        from transferctl import evaluate, gates
 
         return evaluate.run(
-            file.spec, run, runs_dir, display, which=checkpoint, split=split, data_path=data, gates=fail_if or []
-        )
+            file.spec, run, runs_dir, display, which=checkpoint, split=split, data_path=data,
+            conditions=[gates.parse(text) for text in fail_if or []],
+        )  # fmt: skip
 
     def load() -> SpecFile:
         if split is not None and data is None:  # a manifest's split column may hold any name
             _one_of("--split", split, SPLITS)
         _one_of("--checkpoint", checkpoint, CHECKPOINTS)
-        from transferctl import evaluate
+        from transferctl import evaluate, gates
 
         for text in fail_if or []:
-            evaluate.parse_gate(text)
+            gates.parse(text)
         return evaluate.load_spec(run, set_ or [])
 
     _run(verb, load, json, debug)
