@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from transferctl import data, errors, pipeline, starting, weights
+from transferctl import checkpoint, data, errors, pipeline, starting, weights
 from transferctl.backbones import torchvision as plugin
 from transferctl.datasets import folder
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, DataError, SpecError
-from transferctl.model import TransferModel
+from transferctl.model import TransferModel, restore, state_for_checkpoint
 from transferctl.preprocess import Preprocessing
 from transferctl.spec import Spec
 
@@ -213,6 +213,17 @@ def _aligned(source: Path) -> data.DomainData:
 def test_source_folders_go_to_the_outputs_of_their_id_or_name(image_folder: Callable[..., Path]) -> None:
     aligned = _aligned(image_folder("source", ant=2, n2=2))
     assert (aligned.classes, sorted(aligned.train.labels)) == (("n0", "n1", "n2"), [0, 2])
+
+
+def test_a_later_stage_finds_source_folders_by_every_name_that_the_weights_gave(tmp_path: Path) -> None:
+    backbone, head = plugin.build("squeezenet1_1", image_size=32, outputs=len(_NAMES))
+    model = TransferModel("torchvision", backbone, Preprocessing(36, 32), "classification")
+    pipeline.keep_source_head(model, pipeline.Pretrained(backbone, head, _NAMES, model.preprocessing, ""))
+    checkpoint.save(tmp_path, 0, state_for_checkpoint(model), model.describe(), ("best",))
+    restored = restore(checkpoint.load(tmp_path))
+    assert (restored.classes["source"], restored.output_names("source")) == (("n0", "n1", "n2"), _NAMES)
+    called = starting.outputs_called(["ant", "n2"], restored.output_names("source"), "source.train")
+    assert called is not None and called.tolist() == [0, 2]
 
 
 def test_a_source_folder_whose_name_two_outputs_share_is_an_error(image_folder: Callable[..., Path]) -> None:

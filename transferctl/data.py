@@ -127,6 +127,16 @@ def load_labelled(
     return split, tuple(notes)
 
 
+def load_unmapped(
+    settings: DataSettings, seed: int, *, role: str, label: str
+) -> tuple[Split, tuple[str, ...], tuple[str, ...]]:
+    """Any labelled data by itself: the split, its own classes (sorted; its labels are positions in them), and what
+    there is to say of it. Raises DataError."""
+    dataset, kept, notes = _open(settings, label, role, seed)
+    classes = tuple(sorted({dataset.class_names[i] for i in np.unique(dataset.labels[kept])}))
+    return Split(role, dataset, kept, _map_labels(dataset, kept, classes)), classes, tuple(notes)
+
+
 class _Opened(NamedTuple):
     """A data set, the indices that `classes` and `per_class` leave, and what there is to say of it."""
 

@@ -49,14 +49,18 @@ class TransferModel(nn.Module):
         self.add_made_head(domain, head, classes, made_of)
 
     def add_made_head(self, domain: str, head: nn.Module, classes: Sequence[str], made_of: dict[str, Any]) -> None:
-        """made_of: as `heads_made_of` has it; without `named`, the classes are numbers for want of names."""
+        """made_of: as `heads_made_of` has it; without `named`, the classes are numbers for want of names; `names`:
+        all of each output, where one has several."""
         self.heads[domain] = head
         self.classes[domain] = tuple(classes)
         self.heads_made_of[domain] = made_of | {"outputs": len(classes)}
 
-    def class_names(self, domain: str) -> tuple[str, ...]:
-        """A head's class names; none where there is no such head, or it came without names."""
-        return self.classes[domain] if self.heads_made_of.get(domain, {}).get("named") else ()
+    def output_names(self, domain: str) -> list[tuple[str, ...]]:
+        """All names (id, name) of each output of a head; none where there is no such head, or it came without."""
+        made_of = self.heads_made_of.get(domain, {})
+        if not made_of.get("named"):
+            return []
+        return [tuple(names) for names in made_of.get("names", [[name] for name in self.classes[domain]])]
 
     def freeze_head(self, domain: str) -> None:
         """Kept as it is, if there is one: nothing trains it."""

@@ -214,7 +214,7 @@ def _from_run(spec: Spec, settings: BackboneSettings, run: Path) -> Pretrained:
     preprocessing = preprocess.resolve(spec.preprocess, preprocessing_of(saved))
     model = restore(saved, preprocessing)
     domain = "source" if "source" in model.heads else "target"
-    names = [(name,) for name in model.class_names(domain)]
+    names = model.output_names(domain)
     return Pretrained(model.backbone, model.heads[domain], names, preprocessing, str(saved.path), model)
 
 
@@ -229,11 +229,14 @@ def transfer_model(spec: Spec, start: Pretrained, classes: Sequence[str], displa
 
 
 def keep_source_head(model: TransferModel, start: Pretrained) -> None:
-    """The pretrained head stays with the model as its source head, with its names if they are known."""
+    """The pretrained head stays with the model as its source head, with all its names if they are known: a later
+    stage may find the source folders by any of them."""
     if start.head is None:
         return
     names = [names[0] for names in start.head_names] or [str(i) for i in range(_outputs(start.head))]
-    made_of = {"kind": "pretrained"}
+    made_of: dict[str, Any] = {"kind": "pretrained"}
+    if any(len(names_of) > 1 for names_of in start.head_names):
+        made_of["names"] = [list(names_of) for names_of in start.head_names]
     if start.restored is not None:
         made_of = start.restored.heads_made_of["source" if "source" in start.restored.heads else "target"]
     model.add_made_head("source", start.head, names, made_of | {"named": bool(start.head_names)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def model(spec: Spec, target: DomainData, source: DomainData | None, display: Di
     names: Names
     if spec.from_run:
         started, origin = _continue_from(spec.from_run, spec, target, display)
-        names = [(name,) for name in started.class_names("source")]
+        names = started.output_names("source")
     else:
         pipeline.refuse_reused_hold_out(spec, target, display)
         start = pipeline.load_backbone(spec)
@@ -103,27 +104,37 @@ def align_source(
     domain: DomainData, model: TransferModel, names: Names, seed: int, display: Display
 ) -> tuple[DomainData, bool]:
     """Map the source folders to the pretrained head's outputs, by id or name; a new head (True) where none matches."""
-    outputs: dict[str, set[int]] = {}
-    for i, output in enumerate(names):
-        for name in output:
-            outputs.setdefault(name, set()).add(i)
-    known = [name for name in domain.classes if name in outputs]
-    if not known:
+    outputs = outputs_called(domain.classes, names, "source.train")
+    if outputs is None:
         why = "no class name of the pretrained head is one of the source data's" if names else "the weights bring none"
         display.note(f"source head: new, as {why}")
         model.add_new_head("source", domain.classes, hidden=(), dropout=0.0, seed=seed)
         return domain, True
-    if unknown := sorted(set(domain.classes) - set(known)):
+    display.note(f"source head: the pretrained one; {len(outputs)} of its {len(names)} classes have source data")
+    train, val = (replace(split, labels=outputs[split.labels]) for split in (domain.train, domain.val))
+    return replace(domain, classes=model.classes["source"], train=train, val=val), False
+
+
+def outputs_called(classes: Sequence[str], names: Names, label: str) -> np.ndarray | None:
+    """int64 [C]: for each class the head's output that is called so, by id or name; None where there is none for any.
+
+    label: of the data. Raises DataError where the head knows some of the classes alone, or several outputs by a name.
+    """
+    outputs: dict[str, set[int]] = {}
+    for i, output in enumerate(names):
+        for name in output:
+            outputs.setdefault(name, set()).add(i)
+    known = [name for name in classes if name in outputs]
+    if not known:
+        return None
+    if unknown := sorted(set(classes) - set(known)):
         near = difflib.get_close_matches(unknown[0], outputs, 1, 0.5)
         hint = f" (is {unknown[0]!r} meant to be {near[0]!r}?)" if near else ""
         raise DataError(
-            f"source.train: the pretrained head has no class {shown(unknown)}{hint}; its classes are "
+            f"{label}: the pretrained head has no class {shown(unknown)}{hint}; its classes are "
             f"{shown([names_of[0] for names_of in names])}; rename those folders, or leave them out with `classes`"
         )
     if shared := [name for name in known if len(outputs[name]) > 1]:
         message = f"several outputs of the pretrained head are called {shown(shared)}"
-        raise DataError(f"source.train: {message}; name those folders by id, or remove them")
-    display.note(f"source head: the pretrained one; {len(known)} of its {len(names)} classes have source data")
-    table = np.array([min(outputs[name]) for name in domain.classes], dtype=np.int64)
-    train, val = (replace(split, labels=table[split.labels]) for split in (domain.train, domain.val))
-    return replace(domain, classes=model.classes["source"], train=train, val=val), False
+        raise DataError(f"{label}: {message}; name those folders by id, or remove them")
+    return np.array([min(outputs[name]) for name in classes], dtype=np.int64)
