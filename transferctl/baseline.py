@@ -14,10 +14,10 @@ from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.model import BatchNorm, TransferModel
 from transferctl.objective import Objective
+from transferctl.scoring import SCORING_BATCH
 from transferctl.spec import Spec
 
 ARMS = {"transfer": "transfer: frozen features + new head", "scratch": "from scratch"}
-SCORING_BATCH = 256
 
 
 def compare(

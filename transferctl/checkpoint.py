@@ -129,6 +129,11 @@ def load(run: Path, which: str = "best") -> Checkpoint:
         raise CheckpointError(f"{folder / WEIGHTS_FILE}: cannot be read: {error}") from None
 
 
+def exists(run: Path, which: str) -> bool:
+    """Whether a run has the named checkpoint, whole or not."""
+    return (run / "checkpoints" / which).is_dir()
+
+
 def is_run(path: Path) -> bool:
     return (path / "checkpoints").is_dir() or (path / "summary.json").is_file()
 

@@ -128,6 +128,7 @@ def evaluate(
     run: RunArgument,
     data: Annotated[str | None, typer.Option("--data", metavar="PATH", help="A folder or manifest to score on instead.")] = None,  # noqa: E501
     split: Annotated[str | None, typer.Option("--split", help="train, val (the default) or test of the run's own data; with --data, the rows of this split.", autocompletion=lambda: SPLITS)] = None,  # noqa: E501
+    source: Annotated[bool, typer.Option("--source", help="Score the source head instead, before and after fine-tuning: what was forgotten.")] = False,  # noqa: E501
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="best or last.", autocompletion=lambda: CHECKPOINTS)] = "best",  # noqa: E501
     fail_if: Annotated[
         list[str] | None, typer.Option("--fail-if", metavar="CONDITION", help="Exit 8 if it holds: 'accuracy<0.9'; repeatable.")  # noqa: E501
@@ -139,9 +140,10 @@ def evaluate(
     def verb(file: SpecFile, display: Display) -> dict[str, Any]:
         from transferctl import evaluate, gates
 
+        conditions = [gates.parse(text) for text in fail_if or []]
         return evaluate.run(
-            file.spec, run, runs_dir, display, which=checkpoint, split=split, data_path=data,
-            conditions=[gates.parse(text) for text in fail_if or []],
+            file.spec, run, runs_dir, display, which=checkpoint, split=split, data_path=data, source=source,
+            conditions=conditions,
         )  # fmt: skip
 
     def load() -> SpecFile:

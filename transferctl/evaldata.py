@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from transferctl import data, loaders, pipeline
-from transferctl.data import Split
+from transferctl import data, loaders, pipeline, runs, starting
+from transferctl.data import DomainData, Split
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, DataError, Problem, SpecError, TransferctlError
 from transferctl.model import TransferModel
+from transferctl.pipeline import Names
 from transferctl.settings import DataSettings
 from transferctl.spec import SourceSettings, Spec, TargetSettings
 from transferctl.wording import printable, shown
@@ -39,18 +40,21 @@ def load(asked: Asked, spec: Spec, trained: Path, model: TransferModel, domain: 
     """The samples that are asked for, labelled as the domain's head has its outputs. What the run would not score
     the same today is refused or said, and so are its own training images in other data. Raises DataError, SpecError,
     CheckpointError."""
-    if asked.other is None:
-        scored = _own_data(spec, model.classes[domain], domain, asked.split or "val", display)
+    if domain == "source":
+        scored = _source_data(asked, spec, model.output_names("source"), display)
+    elif asked.other is None:
+        scored = _own_data(spec, model.classes["target"], asked.split or "val", display)
     else:
-        label = f"--data {printable(str(asked.path))}"
-        scored = _mapped(asked.other, spec, model.classes[domain], asked.split or "data", label, display)
+        scored = _mapped(asked.other, spec, model.classes["target"], asked.split or "data", _flag(asked), display)
     if spec.on_bad_sample == "skip":
         audit = loaders.audit(scored, loaders.workers_for(spec.workers, scored), display)
         scored = pipeline.readable_rows(audit, f"{domain}.{scored.name}", display)
     if asked.other is None:
-        pipeline.compare_with_run(trained, domain, _settings(spec, domain).val, scored, display)
+        own = spec.target if domain == "target" else spec.source
+        assert own is not None
+        pipeline.compare_with_run(trained, domain, own.val, scored, display)
     else:
-        _warn_of_training_images(scored, spec, domain, display)
+        _warn_of_training_images(scored, spec, trained, domain, display)
     return scored
 
 
@@ -59,10 +63,20 @@ def in_words(asked: Asked, scored: Split) -> str:
     return ", ".join(printable(part) for part in (asked.path, asked.split if asked.path else scored.name) if part)
 
 
-def _settings(spec: Spec, domain: str) -> TargetSettings | SourceSettings:
-    own = spec.target if domain == "target" else spec.source
-    assert own is not None
-    return own
+def refuse_source(asked: Asked, spec: Spec, trained: Path, model: TransferModel) -> None:
+    """Where `--source` cannot score anything: no data, or no head that knows its classes. Raises SpecError,
+    CheckpointError."""
+    if asked.other is None and spec.source is None:
+        raise SpecError([Problem("", "the run's spec has no source; name data with --data PATH", "--source")])
+    if asked.other is None and spec.source and spec.source.val == "none" and asked.split != "train":
+        message = "forgetting is not measured: source.val is none; name data with --data PATH"
+        raise SpecError([Problem("", message, "--source")])
+    if "source" not in model.heads:
+        message = "has no source head, as its weights brought none and nothing trained one"
+        raise CheckpointError(f"{trained}: {message}; there is only the target to score: leave out --source")
+    if not model.output_names("source"):
+        message = "does not know the classes of its source head"
+        raise CheckpointError(f"{trained}: {message}; name them in the spec (backbone.weights.classes) and train again")
 
 
 def _other_data(path: str, split: str | None) -> DataSettings:
@@ -102,17 +116,49 @@ def _splits(manifest: Path) -> list[str] | None:
         return sorted({row[column] for row in rows if len(row) == len(columns)})
 
 
-def _own_data(spec: Spec, classes: Sequence[str], domain: str, split: str, display: Display) -> Split:
-    own = _settings(spec, domain)
+def _own_data(spec: Spec, classes: Sequence[str], split: str, display: Display) -> Split:
+    held = _held(spec, "target", split)
+    if isinstance(held, DataSettings):
+        return _mapped(held, spec, classes, split, f"target.{split}", display)
+    if tuple(held.classes) != tuple(classes):
+        raise CheckpointError("target.train has other classes now than the model; name the data with --data")
+    return held.train if split == "train" else held.val
+
+
+def _held(spec: Spec, domain: str, split: str) -> DataSettings | DomainData:
+    """What a split of the run's own data is read from: settings of its own, or the domain that it is a part of."""
+    own = spec.target if domain == "target" else spec.source
+    assert own is not None
     held = getattr(own, split, None)
     if split != "train" and isinstance(held, DataSettings):
-        return _mapped(held, spec, classes, split, f"{domain}.{split}", display)
+        return held
     if held is None:
         raise SpecError([Problem("", f"the run's spec has no {domain}.{split}", f"--split {split}")])
-    whole = data.load_domain(own.train, own.val, None, spec.seed, domain=domain)
-    if tuple(whole.classes) != tuple(classes):
-        raise CheckpointError(f"{domain}.train has other classes now than the model; name the data with --data")
-    return whole.train if split == "train" else whole.val
+    return data.load_domain(own.train, own.val, None, spec.seed, domain=domain)
+
+
+def _source_data(asked: Asked, spec: Spec, names: Names, display: Display) -> Split:
+    """Labelled by the source head's outputs, which fine-tuning finds in the same way: by id or name."""
+    split = asked.split or "val"
+    held = asked.other or _held(spec, "source", split)
+    label = _flag(asked) if asked.other else f"source.{split}"
+    if isinstance(held, DataSettings):
+        role = asked.split or "data" if asked.other else split
+        found, classes, notes = data.load_unmapped(held, spec.seed, role=role, label=label)
+    else:
+        found, classes, notes = held.train if split == "train" else held.val, held.classes, held.notes
+    for note in notes:
+        display.warn(note)
+    outputs = starting.outputs_called(classes, names, label)
+    if outputs is None:
+        known = shown([output[0] for output in names])
+        raise DataError(f"{label}: the source head has none of its classes ({shown(classes)}); it has {known}")
+    display.note(f"{label}: {len(classes)} of the source head's {len(names)} classes")
+    return replace(found, labels=outputs[found.labels])
+
+
+def _flag(asked: Asked) -> str:
+    return f"--data {printable(str(asked.path))}"
 
 
 def _mapped(
@@ -124,9 +170,11 @@ def _mapped(
     return found
 
 
-def _warn_of_training_images(scored: Split, spec: Spec, domain: str, display: Display) -> None:
+def _warn_of_training_images(scored: Split, spec: Spec, trained: Path, domain: str, display: Display) -> None:
     """By name; where the run's training data cannot be listed any more, nothing is known."""
-    own = _settings(spec, domain)
+    own = spec.target if domain == "target" else _source_it_learnt_from(spec, trained)
+    if own is None:
+        return
     try:
         train = data.load_domain(own.train, own.val, None, spec.seed, domain=domain).train
     except TransferctlError:
@@ -135,3 +183,10 @@ def _warn_of_training_images(scored: Split, spec: Spec, domain: str, display: Di
     count = sum(scored.sample_name(position) in seen for position in range(len(scored)))
     if count:
         display.warn(f"{count} of these {len(scored)} samples are training data of the run: the score is flattered")
+
+
+def _source_it_learnt_from(spec: Spec, trained: Path) -> SourceSettings | None:
+    """The run's source data, if the run or its stage 0 minimised L_S."""
+    verb = runs.verb_of(trained)
+    rehearsed = spec.source is not None and spec.source.rehearsal and verb != "extract"
+    return spec.source if rehearsed or verb == "pretrain" or spec.backbone.weights == "source" else None

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transferctl import checkpoint, evaldata, gates, loaders, pipeline, results, runs, scoring, yamlfile
+from torch import Tensor
+
+from transferctl import checkpoint, evaldata, forgetting, gates, loaders, pipeline, results, runs, scoring, yamlfile
+from transferctl.checkpoint import Checkpoint
+from transferctl.contracts import Task
+from transferctl.data import Split
+from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, GateMissed, Problem, SpecError
+from transferctl.forgetting import Scored
 from transferctl.gates import Gate
-from transferctl.model import restore
+from transferctl.model import TransferModel, restore
+from transferctl.results import Predictions
+from transferctl.runs import Run
+from transferctl.scoring import SCORING_BATCH
 from transferctl.spec import Spec
-
-SCORING_BATCH = 256
 
 # What may differ from the run's spec; all else comes with the checkpoint, and an override would do nothing.
 OVERRIDABLE = ("name", "device", "precision", "workers", "on_bad_sample", "target", "source")
@@ -34,48 +43,111 @@ def load_spec(run: Path, overrides: Sequence[str]) -> yamlfile.SpecFile:
 
 def run(
     spec: Spec, trained: Path, runs_dir: Path, display: Display, *, which: str, split: str | None,
-    data_path: str | None, conditions: Sequence[Gate],
+    data_path: str | None, conditions: Sequence[Gate], source: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Score a checkpoint on a split of its own data (None: val), or on `data_path`: a folder, a manifest, or the
-    rows of a manifest whose split column says `split`.
+    rows of a manifest whose split column says `split`. `source`: the source head, also as it was before fine-tuning.
 
     Raises GateMissed (exit 8) after everything is written, where a `--fail-if` condition holds.
     """
     asked = evaldata.asked(data_path, split)
     saved = checkpoint.load(trained, which)
-    gates.refuse_odd(conditions, saved.manifest.get("val", {}))
     model = restore(saved)
-    domain = "target" if "target" in model.heads else "source"
+    if source:
+        evaldata.refuse_source(asked, spec, trained, model)
+    domain = "target" if "target" in model.heads and not source else "source"
+    start = _start(trained, display) if source else None
+    gates.refuse_odd(conditions, _metrics_of(saved, model, source=source, start=start))
     compute = pipeline.chosen_device(spec, display)
     task = pipeline.task_of(spec)
     display.note(f"model: {saved.path}; preprocessing: {model.preprocessing}")
     scored = evaldata.load(asked, spec, trained, model, domain, display)
-    model.to(compute.device)
+    predictions = Predictions()
+    with in_run_folder(spec, trained, runs_dir, [scored], display) as folder:
+        results.describe_run(folder, spec.seed, compute, model, {f"{domain}.{scored.name}": scored})
+        folder.summary |= {"checkpoint": saved.path.name, "data": data_path, "split": scored.name}
+        before = None if start is None else score(start, task, scored, domain, spec, compute)
+        after = score(model, task, scored, domain, spec, compute, predictions)
+        results.write_predictions(folder, model.classes[domain], [(scored, predictions)])
+        report = forgetting.report(before, after) if source else {}
+        folder.summary |= after[0] | report
+        for row in _rows(after[0], report, scored, which):
+            folder.log_metrics(**row)
+        where = evaldata.in_words(asked, scored)
+        head = ", source head" if source else ""
+        results.show_metrics(display, f"{trained.name}, {which}{head}, on {where}", after[0])
+        if before:
+            forgetting.show(display, f"Source, {where}", report)
+        results.show_classes(display, after[0])
+        gates.enforce(conditions, after[0] | report, trained, folder)
+    return folder.summary
+
+
+@contextmanager
+def in_run_folder(
+    spec: Spec, trained: Path, runs_dir: Path, scored: Sequence[Split], display: Display
+) -> Iterator[Run]:
+    """The run folder of an evaluation, whose path is the last line of the result, also where a gate is missed."""
     try:
         with (
             runs.start(runs_dir, "eval", spec.name, yamlfile.dump(spec), display) as folder,
-            pipeline.naming_all_broken([scored], spec, display),
+            pipeline.naming_all_broken(scored, spec, display),
         ):
-            results.describe_run(folder, spec.seed, compute, model, {f"{domain}.{scored.name}": scored})
-            predictions = results.Predictions()
-            workers = loaders.workers_for(spec.workers, scored)
-            batches = loaders.evaluation_batches(
-                scored, task, model.preprocessing, batch_size=SCORING_BATCH, workers=workers
-            )
-            metrics = scoring.measure(model, task, batches, model.features, compute, domain, predictions)
-            results.write_predictions(folder, model.classes[domain], [(scored, predictions)])
-            folder.log_metrics(split=scored.name, **results.headline(metrics))
-            folder.summary |= {"evaluated": str(trained), "checkpoint": saved.path.name}
-            folder.summary |= {"data": data_path, "split": scored.name} | metrics
-            title = f"{trained.name}, {which}, on {evaldata.in_words(asked, scored)}"
-            results.show_metrics(display, title, metrics)
-            results.show_classes(display, metrics)
-            folder.summary["gates_missed"] = gates.missed(conditions, metrics)
-            if missed := folder.summary["gates_missed"]:
-                raise GateMissed(f"{trained}: gate missed: {'; '.join(missed)}")
+            folder.summary["evaluated"] = str(trained)
+            yield folder
     except GateMissed as error:
         error.summary = folder.summary  # as summary.json has it, with how the run ended
         display.result(str(folder.path))
         raise
     display.result(str(folder.path))
-    return folder.summary
+
+
+def score(
+    model: TransferModel, task: Task, scored: Split, domain: str, spec: Spec, compute: Compute,
+    predictions: Predictions | None = None,
+) -> Scored:  # fmt: skip
+    """Metrics and outcomes of a domain's head; `predictions` takes what it predicts."""
+    outcomes = forgetting.Recorder()
+
+    def record(logits: Tensor, labels: Tensor) -> None:
+        outcomes(logits, labels)
+        if predictions is not None:
+            predictions(logits, labels)
+
+    workers = loaders.workers_for(spec.workers, scored)
+    batches = loaders.evaluation_batches(scored, task, model.preprocessing, batch_size=SCORING_BATCH, workers=workers)
+    model.to(compute.device)
+    metrics = scoring.measure(model, task, batches, model.features, compute, domain, record)
+    return metrics, outcomes.outcomes()
+
+
+def _start(trained: Path, display: Display) -> TransferModel | None:
+    """The model as fine-tuning started it; None where the run keeps none, or its source head knew nothing yet."""
+    if not checkpoint.exists(trained, "start"):
+        display.note("the run keeps no `start` checkpoint (finetune does), so what was forgotten is not known")
+        return None
+    saved = checkpoint.load(trained, "start")
+    if "source" in saved.manifest.get("untrained_heads", ()):
+        display.note("the source head was new, so there is nothing that it could have forgotten")
+        return None
+    return restore(saved)
+
+
+def _metrics_of(saved: Checkpoint, model: TransferModel, *, source: bool, start: TransferModel | None) -> list[str]:
+    """The scalars that the evaluation will find: those that training saved beside the checkpoint, of the target where
+    it has one."""
+    names = list(saved.manifest.get("val", {}))
+    if not source:
+        return names
+    top5 = ["top5_accuracy"] if len(model.classes["source"]) > 5 else []
+    changes = [] if start is None else forgetting.CHANGES
+    return [*(name for name in names if name != "top5_accuracy"), *top5, *changes]
+
+
+def _rows(metrics: Mapping[str, Any], report: Mapping[str, Any], scored: Split, which: str) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl: of the source, one before fine-tuning, if that is known, and one after."""
+    if not report:
+        return [{"split": scored.name, **results.headline(metrics)}]
+    split = f"source_{scored.name}"
+    before = [{"checkpoint": "start", "split": split, **report["before"]}] if "before" in report else []
+    return [*before, {"checkpoint": which, "split": split, **report["after"], **results.headline(report)}]

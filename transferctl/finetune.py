@@ -27,14 +27,13 @@ from transferctl.contracts import Batch, Task
 from transferctl.data import DomainData, Split
 from transferctl.device import Compute
 from transferctl.display import Display
-from transferctl.forgetting import Outcomes
+from transferctl.forgetting import Scored
 from transferctl.model import Original, TransferModel
 from transferctl.objective import DomainLoss, Objective
 from transferctl.runs import Run
+from transferctl.scoring import SCORING_BATCH
 from transferctl.spec import Spec
 from transferctl.training import Fitted
-
-SCORING_BATCH = 256
 
 
 def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
@@ -142,9 +141,6 @@ def _heads_first(
     return tuple(domain for domain in fresh if domain not in summary)
 
 
-Scored = tuple[dict[str, Any], Outcomes]
-
-
 def _score_source(
     model: TransferModel,
     source: DomainData | None,
@@ -162,15 +158,13 @@ def _score_source(
 
 def _report_source(before: Scored | None, after: Scored, fitted: Fitted, folder: Run, display: Display) -> None:
     """What was forgotten: summary, metrics.jsonl, terminal. Without `before` the source head was new."""
-    metrics, outcomes = after
-    report: dict[str, Any] = {"after": results.headline(metrics)}
+    report = forgetting.report(before, after)
     if before is not None:
-        report |= {"before": results.headline(before[0])} | forgetting.change(before[1], outcomes)
         folder.log_metrics(step=0, epoch=0, split="source_val", **report["before"])
-        forgetting.show(display, before[0], metrics, report)
+        forgetting.show(display, "Source validation", report)
     else:
         display.note("the source head is new, so there is nothing that it could have forgotten")
-        results.show_metrics(display, "Source validation, with the same model", metrics)
+        results.show_metrics(display, "Source validation, with the same model", after[0])
     folder.log_metrics(step=fitted.best["step"], epoch=fitted.best["epoch"], split="source_val", **report["after"])
     folder.summary["source"] = report
 

@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from transferctl.display import Display
+from transferctl.results import headline
 
 ACCURACY_DRAWS = 10_000
 LOSS_DRAWS = 2_000
+CHANGES = tuple(f"{metric}_change{end}" for metric in ("accuracy", "loss") for end in ("", "_low", "_high"))
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,9 @@ class Outcomes:
 
     right: np.ndarray
     losses: np.ndarray
+
+
+Scored = tuple[dict[str, Any], Outcomes]  # metrics and outcomes of the same samples
 
 
 class Recorder:
@@ -38,6 +43,14 @@ class Recorder:
 
     def outcomes(self) -> Outcomes:
         return Outcomes(np.concatenate(self._right), np.concatenate(self._losses))
+
+
+def report(before: Scored | None, after: Scored) -> dict[str, Any]:
+    """The scalars after fine-tuning and, where the source head is not new, those before and how they changed."""
+    told: dict[str, Any] = {"after": headline(after[0])}
+    if before is not None:
+        told |= {"before": headline(before[0])} | change(before[1], after[1])
+    return told
 
 
 def change(before: Outcomes, after: Outcomes) -> dict[str, float]:
@@ -64,16 +77,17 @@ def _interval(name: str, value: float, draws: np.ndarray) -> dict[str, float]:
     return {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
-def show(display: Display, before: Mapping[str, Any], after: Mapping[str, Any], changed: Mapping[str, float]) -> None:
-    """The report: source accuracy and loss before and after, and the change with its interval."""
-    points = {key: 100 * value for key, value in changed.items() if key.startswith("accuracy")}
+def show(display: Display, scored: str, reported: Mapping[str, Any]) -> None:
+    """The report: source accuracy and loss before and after, and the change with its interval. scored: on what."""
+    before, after = reported["before"], reported["after"]
+    points = {key: 100 * reported[key] for key in CHANGES if key.startswith("accuracy")}
     accuracy = _signed(points, "accuracy_change", 1) + " points"
     rows = [
         ["accuracy, %", f"{100 * before['accuracy']:.1f}", f"{100 * after['accuracy']:.1f}", accuracy],
-        ["loss", f"{before['loss']:.4f}", f"{after['loss']:.4f}", _signed(changed, "loss_change", 4)],
+        ["loss", f"{before['loss']:.4f}", f"{after['loss']:.4f}", _signed(reported, "loss_change", 4)],
     ]
     display.table(
-        f"Source validation, n = {after['n']}: what fine-tuning changed (95 % interval)",
+        f"{scored}, n = {after['n']}: what fine-tuning changed (95 % interval)",
         ["metric", "before", "after", "change"],
         rows,
     )

@@ -8,9 +8,12 @@ import operator
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from transferctl.errors import Problem, SpecError
+from transferctl.errors import GateMissed, Problem, SpecError
+from transferctl.forgetting import CHANGES
+from transferctl.runs import Run
 
 _COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
@@ -46,17 +49,32 @@ def refuse_odd(gates: Sequence[Gate], known: Collection[str]) -> None:
     """A gate that could never be what was meant. known: the metrics that the evaluation will find. Raises SpecError."""
     problems = []
     for gate in gates:
+        lowest = -1 if gate.metric.startswith("accuracy_change") else 0
         if gate.metric not in known:
-            near = difflib.get_close_matches(gate.metric, known, 1, 0.6)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            problems.append(Problem("", f"there is no metric {gate.metric!r} here; {hint}", f"--fail-if {gate.text}"))
-        elif gate.metric not in ("loss", "n") and not 0 <= gate.limit <= 1:
-            message = f"{gate.metric} is a fraction, from 0 to 1; write {gate.limit / 100:g} for {gate.limit:g} %"
-            problems.append(Problem("", message, f"--fail-if {gate.text}"))
+            problems.append(
+                Problem(
+                    "",
+                    f"there is no metric {gate.metric!r} here; {_hint(gate.metric, known)}",
+                    f"--fail-if {gate.text}",
+                )
+            )
+        elif not gate.metric.startswith("loss") and gate.metric != "n" and not lowest <= gate.limit <= 1:
+            message = f"{gate.metric} is a fraction, from {lowest} to 1; write {gate.limit / 100:g} for {gate.limit:g}"
+            problems.append(Problem("", f"{message} %", f"--fail-if {gate.text}"))
     if problems:
         raise SpecError(problems)
 
 
-def missed(gates: Sequence[Gate], metrics: Mapping[str, Any]) -> list[str]:
-    """The gates that were missed, each with the number it met."""
-    return [f"{gate.text} (it is {metrics[gate.metric]:.4f})" for gate in gates if gate.holds(metrics)]
+def _hint(metric: str, known: Collection[str]) -> str:
+    if metric in CHANGES:
+        return "a change is that of the source: add --source; its head must have been trained before fine-tuning"
+    near = difflib.get_close_matches(metric, known, 1, 0.6)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+
+
+def enforce(gates: Sequence[Gate], metrics: Mapping[str, Any], trained: Path, folder: Run) -> None:
+    """Raises GateMissed where a gate's condition holds; the summary lists such gates, each with what it met."""
+    missed = [f"{gate.text} (it is {metrics[gate.metric]:.4f})" for gate in gates if gate.holds(metrics)]
+    folder.summary["gates_missed"] = missed
+    if missed:
+        raise GateMissed(f"{trained}: gate missed: {'; '.join(missed)}")

@@ -18,6 +18,7 @@ from transferctl.results import Predictions
 from transferctl.runs import Run
 
 Forward = Callable[[Any], Features]
+SCORING_BATCH = 256  # images in a forward pass without gradients
 
 
 def measure(
