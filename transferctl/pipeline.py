@@ -147,11 +147,12 @@ def compare_with_run(run: Path, domain: str, val: object, split: Split, display:
 
 
 def refuse_reused_hold_out(spec: Spec, target: DomainData, display: Display) -> None:
-    """Weights from a fine-tuning run on the same training data: what is held out now must be what it held out.
+    """Weights from a fine-tuning run on the same training data (or interpolated from one, which `eval` makes): what
+    is held out now must be what it held out.
 
     Raises DataError, as `compare_with_run` does."""
     weights_of = spec.backbone.weights
-    if not isinstance(weights_of, WeightsFile) or runs.verb_of(weights_of.path) != "finetune":
+    if not isinstance(weights_of, WeightsFile) or runs.verb_of(weights_of.path) not in ("finetune", "eval"):
         return
     try:
         before = yamlfile.load(weights_of.path / "spec.yaml").spec

@@ -18,9 +18,17 @@ from transferctl.runs import Run
 from transferctl.wording import printable
 
 
-def describe_run(run: Run, seed: int, compute: Compute, model: TransferModel, splits: Mapping[str, Split]) -> None:
-    """environment.json and classes.json. splits: by domain and name, such as target.train."""
-    fingerprints = {name: split.fingerprint() for name, split in splits.items()}
+def describe_run(
+    run: Run,
+    seed: int,
+    compute: Compute,
+    model: TransferModel,
+    splits: Mapping[str, Split],
+    seen: Mapping[str, str] | None = None,
+) -> None:
+    """environment.json and classes.json. splits: by domain and name, such as target.train; seen: the fingerprints of
+    those that the run saw which the model comes from."""
+    fingerprints = {name: split.fingerprint() for name, split in splits.items()} | dict(seen or {})
     run.write_json("environment.json", runs.environment(seed, str(compute), fingerprints))
     run.write_json("classes.json", {domain: list(names) for domain, names in model.classes.items()})
 
