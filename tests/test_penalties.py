@@ -303,6 +303,19 @@ def test_ewc_is_the_formula_with_per_image_gradients_by_hand() -> None:
     torch.testing.assert_close(penalty(context_of(model, start)), without, rtol=1e-4, atol=0)
 
 
+def test_ewc_says_the_largest_entry_of_its_fisher_information() -> None:
+    """Which bounds lr·weight. Of logistic regression: the bias of a class has (p − y)² alone, the weights times x²."""
+    start = logistic_start(torch.arange(12) % 5)
+    notes: list[str] = []
+    built(ewc, replace(start, note=notes.append), fisher="empirical")
+    x, p, y = logistic_terms(start)
+    of_weights = np.einsum("nc,nd->cd", (p - y) ** 2, x**2) / len(x)
+    largest = max(of_weights.max(), ((p - y) ** 2).mean(0).max())
+    (said,) = notes
+    assert "(empirical) is a mean over 12 source training images" in said
+    assert float(re.search(r"largest entry, ([\d.e-]+),", said)[1]) == pytest.approx(largest, rel=5e-3)
+
+
 def test_ewcs_labels_are_drawn_by_the_seed() -> None:
     model = transfer_model()
     starts = [replace(start_of(model), seed=seed) for seed in (1, 1, 2)]

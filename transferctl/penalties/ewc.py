@@ -9,6 +9,9 @@ gradient of a batch's mean is not that). `fisher: model` draws each label from t
 information, by one draw an image. `fisher: empirical` takes the data's label; where the model is right and sure, that
 is nearly 0, and it is not the Fisher information (Kunstner et al., "Limitations of the Empirical Fisher Approximation
 for Natural Gradient Descent", NeurIPS 2019).
+
+F spans many orders of magnitude, so the weight has a narrow range: too small for most of F, or so large that SGD
+overshoots, which it does, and diverges, once lr·weight·max F is over 2·(1 + momentum). The largest entry is said.
 """
 
 from __future__ import annotations
@@ -42,7 +45,11 @@ class Settings(PenaltySettings):
 
 def build(settings: Settings, start: PenaltyStart) -> EWC:
     fisher, n = _fisher(settings, start)
-    start.note(f"penalties.ewc: the Fisher information ({settings.fisher}) is a mean over {n} source training images")
+    largest = max(float(values.max()) for values in fisher.values())
+    start.note(
+        f"penalties.ewc: the Fisher information ({settings.fisher}) is a mean over {n} source training images; its "
+        f"largest entry, {largest:.3g}, times the weight is the penalty's sharpest curvature"
+    )
     return EWC(settings.weight, fisher, dict(_of_source(start.original.model)))
 
 
