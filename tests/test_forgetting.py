@@ -147,7 +147,7 @@ def test_eval_says_what_was_forgotten_as_fine_tuning_did(tuned: Any, tmp_path: P
 def test_the_terminal_shows_before_after_and_change(tuned: Any, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["eval", tuned["run"], "--source", "--runs-dir", str(tmp_path)])
     assert result.exit_code == 0
-    assert "Source, val, n = 60: what fine-tuning changed (95 % interval)" in result.stdout
+    assert "Source, val, n = 60: before and after" in result.stdout
     before, after, change = (
         100 * value
         for value in (

@@ -78,12 +78,7 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
             fresh = _heads_first(spec, model, task, domains, fresh, losses, compute, display, folder)
         results.save_start(folder, model, fresh)
         before = None if "source" in fresh else score_source()
-        original = Original(model, compute)
-        looked_at = {domain: data.train for domain, data in domains.items()}
-        looked_at |= {"source_val": source.val} if source else {}
-        penalties = penalising.build(spec, model, original, task, looked_at, compute, display)
-        target_weight = 1.0 if spec.target_weight is None else spec.target_weight
-        objective = Objective(task, target_weight, penalties, original, losses)
+        objective = _objective(spec, model, task, domains, losses, compute, display)
         stream = loaders.training_stream(
             target.train, rehearsed, task, model.preprocessing, augment,
             batch_size=spec.batch_size, source_batch_size=_source_batch_size(spec), epochs=spec.epochs,
@@ -139,6 +134,26 @@ def _heads_first(
             )
     folder.summary["head_first"] = summary
     return tuple(domain for domain in fresh if domain not in summary)
+
+
+def _objective(
+    spec: Spec,
+    model: TransferModel,
+    task: Task,
+    domains: Mapping[str, DomainData],
+    losses: Mapping[str, DomainLoss],
+    compute: Compute,
+    display: Display,
+) -> Objective:
+    """With the model as it is now kept as the original, if there are penalties to look back at it."""
+    target_weight = 1.0 if spec.target_weight is None else spec.target_weight
+    if not spec.penalties.chosen():
+        return Objective(task, target_weight, domains=losses)
+    original = Original(model, compute)
+    looked_at = {domain: data.train for domain, data in domains.items()}
+    looked_at |= {"source_val": domains["source"].val} if "source" in domains else {}
+    penalties = penalising.build(spec, model, original, task, looked_at, compute, display)
+    return Objective(task, target_weight, penalties, original, losses)
 
 
 def _score_source(

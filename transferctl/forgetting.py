@@ -87,8 +87,8 @@ def show(display: Display, scored: str, reported: Mapping[str, Any]) -> None:
         ["loss", f"{before['loss']:.4f}", f"{after['loss']:.4f}", _signed(reported, "loss_change", 4)],
     ]
     display.table(
-        f"{scored}, n = {after['n']}: what fine-tuning changed (95 % interval)",
-        ["metric", "before", "after", "change"],
+        f"{scored}, n = {after['n']}: before and after",
+        ["metric", "before", "after", "change (95 % interval)"],
         rows,
     )
 

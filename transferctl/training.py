@@ -194,7 +194,7 @@ def _finite_score(metrics: dict[str, Any], epoch: int, step: int) -> dict[str, A
 
 
 def _diverged(epoch: int, step: int, what: str) -> DivergedError:
-    advice = "lower optimizer.lr, or look at the data. What earlier epochs have saved stays as it is"
+    advice = "lower optimizer.lr, λ or the penalties' weights, or look at the data. What is saved stays as it is"
     return DivergedError(f"epoch {epoch}, step {step}: {what}; {advice}")
 
 
