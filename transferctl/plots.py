@@ -24,6 +24,7 @@ def labelled_curve(points: Sequence[tuple[float, float]], labels: Sequence[str],
         for point, label in list(zip(points, labels, strict=True))[::every]:
             axes.annotate(label, point, xytext=(5, 5), textcoords="offset points", fontsize=8)
         axes.set(xlabel=x_label, ylabel=y_label)
+        axes.margins(x=0.12)  # room for the last label
         axes.grid(alpha=0.3)
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})

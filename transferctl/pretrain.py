@@ -1,12 +1,15 @@
-"""Stage 0: train the backbone and its source head, minimising L_S."""
+"""Stage 0: train the backbone and its source head, minimising L_S; once for the same data and settings."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transferctl import loaders, pipeline, results, runs, training, yamlfile
+from transferctl import loaders, pipeline, results, runs, stage0, training, yamlfile
+from transferctl.data import DomainData
+from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.errors import SpecError
 from transferctl.model import BatchNorm, TransferModel
@@ -16,21 +19,60 @@ from transferctl.spec import Spec, WeightsFile
 
 def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     """Train on `source` from random weights (or from `backbone.weights`), as `pretrain:` says."""
+    return _train(spec, _prepare(spec, display), runs_dir, display)
+
+
+def ensure_source(spec: Spec, runs_dir: Path, display: Display) -> Spec:
+    """With `weights: source`, run stage 0 and start from its run, or from an earlier one in `runs_dir` that was
+    identical; otherwise the spec as it is."""
+    if spec.backbone.weights != "source":
+        return spec
+    start = _prepare(spec, display)
+    found = stage0.find(runs_dir, start.fingerprint, display)
+    if found is not None:
+        display.note(f"stage 0: {found} is identical (data, architecture, settings, seed); not trained again")
+    path = found or Path(_train(spec, start, runs_dir, display)["run"])
+    weights = WeightsFile.model_construct(path=path.absolute(), classes=None)
+    return spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"weights": weights})})
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What stage 0 starts from. origin: of the weights, for people."""
+
+    source: DomainData
+    model: TransferModel
+    origin: str
+    compute: Compute
+    fingerprint: str
+
+
+def _prepare(spec: Spec, display: Display) -> _Start:
+    """Reads every source sample: for the fingerprint, and so that a broken one does not cost the training before it."""
     source = pipeline.load_source(spec, display)
     if not len(source.val):
         raise SpecError.at("source.val", "is none, and pretraining selects its best epoch by it")
-    start = pipeline.load_backbone(_start_of_stage0(spec))
+    start = pipeline.load_backbone(pipeline.from_random_weights(spec) if spec.backbone.weights == "source" else spec)
     compute = pipeline.chosen_device(spec, display)
-    task = pipeline.task_of(spec)
     model = TransferModel(spec.backbone.library, start.backbone, start.preprocessing, spec.task)
     model.add_new_head("source", source.classes, hidden=(), dropout=0.0, seed=spec.seed)
-    model.to(compute.device)
+    audits = [
+        loaders.audit(split, loaders.workers_for(spec.workers, split), display, hashed=True)
+        for split in source.splits()
+    ]
+    if broken := [sample for audit in audits for sample in audit.broken.values()]:
+        raise loaders.broken_error(broken)
+    return _Start(source, model, start.origin, compute, stage0.fingerprint(spec, model, audits, compute))
+
+
+def _train(spec: Spec, start: _Start, runs_dir: Path, display: Display) -> dict[str, Any]:
+    source, model, compute = start.source, start.model.to(start.compute.device), start.compute
+    task = pipeline.task_of(spec)
     settings = spec.pretrain
     unused = ["from_run", "frozen", "batchnorm", "head", "head_first", "target_weight", "penalties", "baseline"]
     unused += ["augment", "ema", "keep", "early_stopping", "label_smoothing"]  # those under `pretrain` count
     pipeline.say_unused(spec, unused, "pretrain (everything is trained)", display)
     display.note(f"pretrain: {spec.backbone.name} from {start.origin}, min over θ of L_S, {settings.epochs} epochs")
-    pipeline.read_ahead([source.val], spec, display)
     workers = loaders.workers_for(spec.workers, source.train)
     augment = {"source": pipeline.augmentation(settings)}
     stream = loaders.training_stream(
@@ -47,7 +89,7 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
         runs.start(runs_dir, "pretrain", spec.name, yamlfile.dump(spec), display) as folder,
         pipeline.naming_all_broken(source.splits(), spec, display),
     ):
-        folder.summary |= {"start": start.origin, "skipped": source.skipped}
+        folder.summary |= {"start": start.origin, "skipped": source.skipped, "stage0": start.fingerprint}
         results.describe_run(folder, spec.seed, compute, model, source.named_splits("source"))
         fitted = training.fit(
             model, objective, settings, stream, validation, model.features, compute, display,
@@ -57,16 +99,3 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
         results.show_metrics(display, f"Source, epoch {fitted.best['epoch']} (best), validation", fitted.best["val"])
     display.result(str(folder.path))
     return folder.summary
-
-
-def ensure_source(spec: Spec, runs_dir: Path, display: Display) -> Spec:
-    """With `weights: source`, run stage 0 and start from its run; otherwise the spec as it is."""
-    if spec.backbone.weights != "source":
-        return spec
-    summary = run(spec, runs_dir, display)
-    weights = WeightsFile.model_construct(path=Path(summary["run"]).absolute(), classes=None)
-    return spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"weights": weights})})
-
-
-def _start_of_stage0(spec: Spec) -> Spec:
-    return pipeline.from_random_weights(spec) if spec.backbone.weights == "source" else spec

@@ -1,0 +1,68 @@
+"""Which stage 0 is which: a fingerprint over all that its result depends on, and earlier runs that have it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torchvision
+
+import transferctl
+from transferctl import checkpoint
+from transferctl.device import Compute
+from transferctl.display import Display
+from transferctl.errors import CheckpointError
+from transferctl.loaders import Audit
+from transferctl.model import TransferModel
+from transferctl.spec import Spec
+
+
+def fingerprint(spec: Spec, model: TransferModel, audits: Sequence[Audit], compute: Compute) -> str:
+    """SHA-256 over the network with its first weights, preprocessing, settings, seed, arithmetic, versions, and every
+    sample's content, label and place in its data set (which keys its augmentation), in order.
+
+    audits: of source train and val, with digests. The number of threads is not in it: it moves the last bits alone.
+    """
+    assert spec.source is not None
+    parts = {
+        "description": model.describe(),
+        "backbone": model.backbone.fingerprint(),
+        "pretrain": spec.pretrain.model_dump(mode="json"),
+        "balance": spec.source.balance,
+        "seed": spec.seed,
+        "arithmetic": [compute.device.type, compute.bf16],
+        "versions": [torch.__version__, torchvision.__version__, transferctl.__version__],
+    }
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
+    for audit in audits:
+        split = audit.split
+        digest.update(f"\0{split.name} {len(split)}\0".encode())
+        for column in (split.indices.astype("<i8"), split.labels.astype("<i8"), audit.digests):
+            digest.update(column.tobytes())
+    return digest.hexdigest()
+
+
+def find(runs_dir: Path, wanted: str, display: Display) -> Path | None:
+    """The newest finished `pretrain` run with this fingerprint whose best checkpoint is whole; others are said."""
+    for run in sorted(_finished(runs_dir, wanted), key=lambda path: path.name, reverse=True):
+        try:
+            checkpoint.load(run)
+        except CheckpointError as error:
+            display.warn(f"stage 0: {run} is identical, but cannot be used: {error}")
+            continue
+        return run
+    return None
+
+
+def _finished(runs_dir: Path, wanted: str) -> Iterator[Path]:
+    for path in runs_dir.glob("*/summary.json"):
+        try:
+            text = path.read_text(encoding="utf-8")
+            summary = dict(json.loads(text)) if wanted in text else {}
+        except (OSError, ValueError, TypeError):
+            continue
+        if summary | {"verb": "pretrain", "status": "finished", "stage0": wanted} == summary:
+            yield path.parent
