@@ -139,7 +139,7 @@ def test_classes_without_samples_leave_the_weights_of_the_others_alone() -> None
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
-def test_the_weighted_loss_is_the_weighted_mean_of_the_samples_smoothed_losses(smoothing: float) -> None:
+def test_the_weighted_loss_is_the_mean_of_the_samples_smoothed_losses_times_their_weights(smoothing: float) -> None:
     torch.manual_seed(0)
     head, features = classification.head(4, 3), Features(torch.randn(8, 4))
     labels, weights = torch.tensor([0, 0, 0, 0, 0, 1, 2, 0]), torch.tensor([0.4, 3.0, 2.0])
@@ -148,12 +148,31 @@ def test_the_weighted_loss_is_the_weighted_mean_of_the_samples_smoothed_losses(s
     losses, of_sample = [], [float(weights[label]) for label in labels]
     for row, label in zip(log_p, labels.tolist(), strict=True):
         losses.append(-sum(((1 - smoothing) * (label == c) + smoothing / 3) * row[c] for c in range(3)))
-    assert got.item() == pytest.approx(np.average(losses, weights=of_sample), rel=1e-6)
-    if not smoothing:
-        assert got.item() == pytest.approx(F.cross_entropy(head(features), labels, weight=weights).item(), rel=1e-6)
+    assert got.item() == pytest.approx(np.mean(np.multiply(losses, of_sample)), rel=1e-6)
     one_hot = F.one_hot(labels, 3).float()
     soft = classification.loss(head, features, one_hot, label_smoothing=smoothing, class_weights=weights)
     assert got.item() == pytest.approx(soft.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 32, 1000])
+def test_over_an_epoch_each_class_has_the_same_share_whatever_the_batch_size(batch_size: int) -> None:
+    """Of the gradient at equal logits, where each sample's has the same size before it is weighted."""
+    labels = np.array([0] * 980 + [1] * 20)
+    split = Split("train", None, np.arange(1000), labels)  # type: ignore[arg-type]
+    how = pipeline.domain_loss(0.0, "weights", split, ["a", "b"], Compute(torch.device("cpu"), False, ""))
+    shares = np.zeros(2)
+    for drawn in loaders.epoch_batches(labels, batch_size, 0, 0, balanced=False):
+        batch = torch.from_numpy(labels[drawn[:, 0]])
+        logits = nn.Parameter(torch.zeros(len(batch), 2))
+        classification.loss(
+            lambda features: features.pooled,
+            Features(logits),
+            batch,
+            class_weights=how.class_weights,  # type: ignore[arg-type]
+        ).backward()
+        size = logits.grad.abs().sum(1).numpy()
+        shares += [size[(batch == label).numpy()].sum() for label in (0, 1)]
+    assert shares[0] == pytest.approx(shares[1], rel=0.04)  # batches of 31 and 32
 
 
 def test_a_rare_classs_weight_does_not_pull_samples_of_the_common_one_through_smoothing() -> None:

@@ -65,8 +65,8 @@ def test_the_plan_says_what_is_trained_on_what_and_why(spec: Path) -> None:
     for line in (
         "ants 12 6",
         "layer3 2,099,712 0 statistics fixed",
-        "layer4 8,393,728 8,393,728 0.05 epoch 1 batch statistics",
-        "target head 1,539 1,539 0.05 epoch 1",
+        "layer4 8,393,728 8,393,728 0.05 1–3 batch statistics",
+        "head 1,539 1,539 0.05 1–3",
         "preprocessing resize short side to 36, centre crop 32, bilinear; mean 0.485/0.456/0.406, std 0.229/0.224/0.225",
         "finetune trains what the table says: min over θ of L_T",
         "device cpu, fp32 (auto: no GPU found)",

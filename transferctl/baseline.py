@@ -71,7 +71,7 @@ def _from_scratch(spec: Spec, epochs: int, target: DomainData, compute: Compute,
     fitted = training.fit(
         model, Objective(task, domains={"target": loss}), settings, stream, validation, model.features, compute,
         display, seed=spec.seed, frozen={1: "none"}, batchnorm=BatchNorm(thawed="train"),
-        mixing=pipeline.mixing(augment),
+        settings_key="pretrain.", mixing=pipeline.mixing(augment),
     )  # fmt: skip
     model.load_state_dict(fitted.best_state, strict=False)
     scored = target.val if target.test is None else target.test

@@ -13,7 +13,7 @@ from transferctl.display import Display
 from transferctl.errors import DataError, TransferctlError
 from transferctl.loaders import Audit
 from transferctl.model import TransferModel, in_words
-from transferctl.spec import Spec
+from transferctl.spec import PenaltiesSettings, Spec
 from transferctl.wording import counted, printable
 
 SHOWN_DUPLICATES = 10
@@ -71,7 +71,9 @@ def _show_plan(spec: Spec, domains: Mapping[str, DomainData], display: Display) 
     pipeline.check_head_size(spec, target.classes)
     compute = pipeline.chosen_device(spec, display)
     model = _model(spec, domains, display)
+    pipeline.say_unused(spec, ["baseline"], "finetune", display)
     stages = plan.stage_rows(spec, model)
+    plan.say_idle_rates(spec, stages, display)
     title = f"Stages of {spec.backbone.name} under frozen: {in_words(spec.frozen_by_epoch())}"
     display.table(title, plan.STAGE_COLUMNS, stages)
     display.table("Plan", ["", ""], _plan(spec, model, str(compute)))
@@ -88,10 +90,14 @@ def _model(spec: Spec, domains: Mapping[str, DomainData], display: Display) -> T
     """As fine-tuning would start, but for stage 0, which is not run: random weights stand in for its result."""
     stage0 = spec.backbone.weights == "source" and not spec.from_run
     source = None if stage0 else domains.get("source")
-    start = pipeline.from_random_weights(spec) if stage0 else spec
+    start = spec
+    if stage0:
+        start = pipeline.from_random_weights(spec).model_copy(update={"penalties": PenaltiesSettings()})
     model = starting.model(start, domains["target"], source, display).model
     if stage0 and "source" in domains:
         model.add_new_head("source", domains["source"].classes, hidden=(), dropout=0.0, seed=spec.seed)
+        if not penalising.source_head_trains(spec):
+            model.freeze_head("source")
     return model
 
 
@@ -103,15 +109,16 @@ def _class_counts(target: DomainData) -> list[list[Any]]:
 
 def _plan(spec: Spec, model: TransferModel, compute: str) -> list[list[str]]:
     stage0 = ["stage 0", f"pretrain on source: min over θ of L_S, {counted(spec.pretrain.epochs, 'epoch')}"]
-    needs = penalising.needs(spec)
+    needs, chosen = penalising.needs(spec), spec.penalties.chosen()
     return [
         *([stage0] if spec.backbone.weights == "source" else []),
         ["extract", "trains the target head alone: min over the head of L_T on frozen features"],
         ["finetune", f"trains what the table says: {plan.in_symbols(spec)}"],
         *([["head first", plan.head_first(spec)]] if spec.head_first else []),
         ["L_S, L_T", "mean cross-entropy over the samples of source and of target"],
-        *([f"Ω_{name}", plan.penalty(name, needs[name])] for name in needs),
+        *([f"Ω_{name}", plan.penalty(name, settings, needs[name])] for name, settings in chosen.items()),
         ["preprocessing", str(model.preprocessing)],
+        *([["source", plan.source(spec.source)]] if spec.source else []),
         ["optimizer", plan.optimizer(spec)],
         *([["also", also]] if (also := plan.extras(spec)) else []),
         ["device", compute],

@@ -113,7 +113,7 @@ def load(run: Path, which: str = "best") -> Checkpoint:
         expected = files[WEIGHTS_FILE]["sha256"]
     except FileNotFoundError:
         raise CheckpointError(
-            f"{run}: has no checkpoint `{which}`; was the run stopped before its first epoch?"
+            f"{run}: has no checkpoint `{which}`; it is an evaluation, or was stopped before its first epoch"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}/manifest.json: cannot be read: {error}") from None

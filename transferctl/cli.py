@@ -221,7 +221,7 @@ def _fail(display: Display, code: ExitCode, message: str, numbers: dict[str, Any
     with contextlib.suppress(TransferctlError):  # stderr takes no more
         display.error(message)
     with contextlib.suppress(TransferctlError):  # stdout takes no more; told above
-        display.json((numbers or {}) | {"status": "failed", "exit_code": int(code), "error": message})
+        display.json({"status": "failed"} | (numbers or {}) | {"exit_code": int(code), "error": message})
     sys.exit(int(code))
 
 

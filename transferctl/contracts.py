@@ -93,10 +93,10 @@ class StepContext:
     original: Original | None = None
 
     @cached_property
-    def original_features(self) -> Features:
-        """What the original computes on the same batch, no gradient; once a step, whoever asks."""
+    def original_target_features(self) -> Features:
+        """What the original computes on the batch's target rows, no gradient; once a step, whoever asks."""
         assert self.original is not None, "fine-tuning with penalties keeps the original"
-        return self.original.features(self.batch.inputs)
+        return self.original.features(self.batch.inputs[self.batch.target])
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
         spec = spec.model_copy(update={"head": starting.head_settings(model)})
     frozen, batchnorm = spec.frozen_by_epoch(), pipeline.batchnorm(spec)
     plan.say(spec, model, display)
+    if source and not len(source.val):
+        display.note("source.val is none: what is forgotten is not measured")
     stage0 = spec.backbone.weights == "source" and not spec.from_run
     pipeline.say_unused(spec, ["baseline", *([] if stage0 else ["pretrain"])], "finetune", display)
     splits = target.named_splits("target") | (source.named_splits("source") if source else {})
@@ -58,8 +60,8 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
         pipeline.read_ahead([split for split in splits.values() if split.name != "train"], spec, display)
     rehearsed = source.train if spec.source and spec.source.rehearsal and source else None
     augment = {"target": pipeline.augmentation(spec)}
-    augment |= {"source": pipeline.augmentation(spec.source)} if spec.source else {}
-    workers = loaders.workers_for(spec.workers, target.train)
+    augment |= {"source": pipeline.augmentation(spec.source)} if spec.source and rehearsed else {}
+    workers = max(loaders.workers_for(spec.workers, split) for split in splits.values())
     batches_of = partial(
         loaders.evaluation_batches,
         task=task, preprocessing=model.preprocessing, batch_size=SCORING_BATCH, workers=workers,
@@ -78,6 +80,8 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
             fresh = _heads_first(spec, model, task, domains, fresh, losses, compute, display, folder)
         results.save_start(folder, model, fresh)
         before = None if "source" in fresh else score_source()
+        if before:
+            folder.log_metrics(step=0, epoch=0, split="source_val", **results.headline(before[0]))
         objective = _objective(spec, model, task, domains, losses, compute, display)
         stream = loaders.training_stream(
             target.train, rehearsed, task, model.preprocessing, augment,
@@ -132,6 +136,12 @@ def _heads_first(
             summary[domain] = heads.head_first(
                 spec, model, task, domain, loss, [data.train, data.val], compute, display
             )
+        else:
+            display.note(f"head first: the {domain} head is not trained first, as it has no validation data")
+    if not fresh:
+        display.note("head first: nothing to train, as the heads are those of the run that it starts from")
+    if not penalising.source_head_trains(spec):
+        model.freeze_head("source")
     folder.summary["head_first"] = summary
     return tuple(domain for domain in fresh if domain not in summary)
 
@@ -175,7 +185,6 @@ def _report_source(before: Scored | None, after: Scored, fitted: Fitted, folder:
     """What was forgotten: summary, metrics.jsonl, terminal. Without `before` the source head was new."""
     report = forgetting.report(before, after)
     if before is not None:
-        folder.log_metrics(step=0, epoch=0, split="source_val", **report["before"])
         forgetting.show(display, "Source validation", report)
     else:
         display.note("the source head is new, so there is nothing that it could have forgotten")

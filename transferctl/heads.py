@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
-from transferctl import features, loaders, training
+from transferctl import features, loaders, results, training
 from transferctl.contracts import Features, Task
 from transferctl.data import Split
 from transferctl.device import Compute
@@ -47,6 +47,7 @@ def fit(
     *,
     seed: int,
     run: Run | None,
+    settings_key: str = "",
 ) -> Fitted:
     """Train the domain's head on its features, the whole backbone frozen. Saves no checkpoint: it takes seconds.
 
@@ -58,7 +59,7 @@ def fit(
     return training.fit(
         model, Objective(task, domains={domain: loss}), settings, stream, partial(features.evaluation_batches, val),
         Features, compute, display, seed=seed, frozen={1: "all"}, batchnorm=BatchNorm(), domain=domain, run=run,
-        save_each_epoch=False,
+        settings_key=settings_key, save_each_epoch=False,
     )  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def head_first(
     computed = tables(spec, model, task, splits, compute, display)
     fitted = fit(
         model, task, spec.head_first, domain, loss, computed["train"], computed["val"], compute, display,
-        seed=spec.seed, run=None,
+        seed=spec.seed, run=None, settings_key="head_first.",
     )  # fmt: skip
     model.load_state_dict(fitted.best_state, strict=False)
     val = fitted.best["val"]
@@ -89,4 +90,4 @@ def head_first(
         f"head first: {domain} head after epoch {fitted.best['epoch']} of {fitted.last['epoch']}: val accuracy "
         f"{val['accuracy']:.4f} loss {val['loss']:.4f}"
     )
-    return fitted.best
+    return fitted.best | {"val": results.headline(val)}  # a confusion matrix of a thousand classes is a million lines

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transferctl import checkpoint, evaldata, evaluate, gates, pipeline, plots, results, runs
+from transferctl import checkpoint, evaldata, evaluate, forgetting, gates, pipeline, plots, results, runs
 from transferctl.checkpoint import Checkpoint
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, Problem, SpecError
+from transferctl.forgetting import CHANGES, Scored
 from transferctl.gates import Gate
 from transferctl.model import TransferModel, restore, state_for_checkpoint
 from transferctl.results import Predictions
@@ -40,6 +41,7 @@ def alphas(text: str) -> list[float]:
             if step * MOST_POINTS <= stop - start:
                 raise _odd(text, f"gives more than {MOST_POINTS} points; take a longer step")
             found = [start + i * step for i in range(int((stop - start) / step) + 1)]
+            found += [stop] if found[-1] < stop else []
         if not all(0 <= alpha <= 1 for alpha in found):
             raise _odd(text, "α must be from 0 (the start) to 1 (the fine-tuned model)")
     except (ArithmeticError, ValueError):
@@ -79,9 +81,8 @@ def run(
     """
     asked = evaldata.asked(data_path, split)
     start, best = _ends(trained)
-    gates.refuse_odd(conditions, best.manifest.get("val", {}))
-    model = restore(best)
-    start_state, best_state = _states(restore(start), model, trained)
+    model, started = restore(best), restore(start)
+    start_state, best_state = _states(started, model, trained)
     fresh = start.manifest.get("untrained_heads", [])
     display.note(f"models: from {start.path} (α = 0) to {best.path} (α = 1); preprocessing: {model.preprocessing}")
     for domain in fresh:
@@ -91,34 +92,42 @@ def run(
     splits = {"target": evaldata.load(asked, spec, trained, model, "target", display)}
     if spec.source and spec.source.val != "none" and model.output_names("source"):
         splits["source"] = evaldata.load(evaldata.asked(None, None), spec, trained, model, "source", display)
+    compared = len(points) == 1 and "source" in splits and "source" not in fresh
+    gates.refuse_odd(conditions, {*best.manifest.get("val", {}), *(CHANGES if compared else ())})
     with evaluate.in_run_folder(spec, trained, runs_dir, list(splits.values()), display) as folder:
         named = {f"{domain}.{scored.name}": scored for domain, scored in splits.items()}
         results.describe_run(folder, spec.seed, compute, model, named, runs.data_fingerprints(trained))
         folder.summary |= {"checkpoint": best.path.name, "data": data_path, "split": splits["target"].name}
-        rows, metrics, predictions = [], dict[str, Any](), Predictions()
+        rows, predictions, scores = [], Predictions(), dict[str, Scored]()
         with display.progress("interpolating", len(points) * sum(map(len, splits.values()))) as progress:
             for alpha in points:
                 _set(model, between(start_state, best_state, alpha, fresh))
                 row: dict[str, Any] = {"alpha": alpha}
                 for domain, scored in splits.items():
                     record = predictions if domain == "target" and len(points) == 1 else None
-                    found, _ = evaluate.score(model, task, scored, domain, spec, compute, record)
-                    row[domain] = results.headline(found)
-                    metrics = found if domain == "target" else metrics
+                    scores[domain] = evaluate.score(model, task, scored, domain, spec, compute, record)
+                    row[domain] = results.headline(scores[domain][0])
                     split_name = scored.name if domain == "target" else f"source_{scored.name}"
                     folder.log_metrics(alpha=alpha, split=split_name, **row[domain])
                     progress.advance(len(scored), f"α {alpha:g}")
                 rows.append(row)
         folder.summary["interpolation"] = rows
         where = evaldata.in_words(asked, splits["target"])
-        _show(display, f"{trained.name}: (1 − α)·start + α·best, target on {where}", rows)
+        _show(display, f"(1 − α)·start + α·best on {where}", rows)
         folder.write_text(PLOT, _drawn(rows))
-        if len(points) == 1:
-            folder.summary |= metrics
-            results.write_predictions(folder, model.classes["target"], [(splits["target"], predictions)])
-            results.save_checkpoint(folder, model, _epoch(best, metrics), ("best", "last"))
-            results.show_classes(display, metrics)
-        gates.enforce(conditions, metrics, trained, folder)
+        if len(points) > 1:
+            return folder.summary
+        metrics, report = scores["target"][0], dict[str, Any]()
+        folder.summary |= metrics
+        results.write_predictions(folder, model.classes["target"], [(splits["target"], predictions)])
+        results.save_start(folder, started, fresh)
+        results.save_checkpoint(folder, model, _epoch(best, metrics), ("best", "last"))
+        results.show_classes(display, metrics)
+        if compared:
+            before = evaluate.score(started.to(compute.device), task, splits["source"], "source", spec, compute)
+            folder.summary["source"] = report = forgetting.report(before, scores["source"])
+            forgetting.show(display, "Source validation", report)
+        gates.enforce(conditions, metrics | report, trained, folder)
     return folder.summary
 
 

@@ -85,8 +85,8 @@ def _parts(n: int, size: int) -> int:
 def cycle(labels: np.ndarray, seed: int, balanced: bool) -> Iterator[tuple[int, int, int]]:
     """(pass, position, repeat): passes over the samples without end, each in an order of its own."""
     for number in count():
-        for position, repeat in draws(labels, balanced, [seed, number, 1]).tolist():
-            yield number, position, repeat
+        for position, repeat in draws(labels, balanced, [seed, number, 1]):  # a list of them would be 8 times as large
+            yield number, int(position), int(repeat)
 
 
 Key = tuple[int, int, int, int]  # which of the splits, pass, position in the split, how often drawn before

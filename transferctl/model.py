@@ -82,11 +82,13 @@ class TransferModel(nn.Module):
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(name not in self._frozen)
         for name, norm in norms(net).items():
-            part = batchnorm.frozen if _within(norm, name, self._frozen) else batchnorm.thawed
+            is_frozen = _within(norm, name, self._frozen)
+            part = batchnorm.frozen if is_frozen else batchnorm.thawed
             if part != "frozen":
                 self._moving.add(name)
-                for parameter in norm.parameters():  # scale and shift
-                    parameter.requires_grad_(part == "train")
+                for key, parameter in norm.named_parameters():  # scale and shift
+                    by_pattern = not is_frozen and f"{name}.{key}" in self._frozen
+                    parameter.requires_grad_(part == "train" and not by_pattern)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> TransferModel:

@@ -36,10 +36,10 @@ class Group:
     parameters: tuple[nn.Parameter, ...]
 
 
-def groups(settings: Optimizer, model: TransferModel, trained: Collection[str]) -> list[Group]:
+def groups(settings: Optimizer, model: TransferModel, trained: Collection[str], settings_key: str = "") -> list[Group]:
     """The parameters named in `trained`, a stage after the other, then the heads; norms and biases apart where
     weight decay spares them. Raises SpecError for a stage_lr of what the model does not have."""
-    rates = stage_rates(settings, model)
+    rates = stage_rates(settings, model, settings_key)
     found = []
     for stage, parameters in by_stage(model).items():
         own = [p for name, p in parameters if name in trained]
@@ -51,7 +51,7 @@ def groups(settings: Optimizer, model: TransferModel, trained: Collection[str]) 
     return found
 
 
-def stage_rates(settings: Optimizer, model: TransferModel) -> dict[str, float]:
+def stage_rates(settings: Optimizer, model: TransferModel, settings_key: str = "") -> dict[str, float]:
     """The learning rate of each stage and head: `stage_lr`, else lr · layer_decay^depth, the heads at depth 0
     (Clark et al., ICLR 2020). Raises SpecError for names that the model does not have."""
     stages = list(by_stage(model))
@@ -60,7 +60,7 @@ def stage_rates(settings: Optimizer, model: TransferModel) -> dict[str, float]:
         if name not in stages:
             near = difflib.get_close_matches(name, stages, 1, 0.6)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(stages)}"
-            raise SpecError.at(f"optimizer.stage_lr.{name}", f"the model has no stage {name!r}; {hint}")
+            raise SpecError.at(f"{settings_key}optimizer.stage_lr.{name}", f"the model has no stage {name!r}; {hint}")
     depth = {stage: len(backbone) - i for i, stage in enumerate(backbone)}
     by_depth = {stage: settings.lr * settings.layer_decay ** depth.get(stage, 0) for stage in stages}
     return by_depth | settings.stage_lr

@@ -37,7 +37,7 @@ def refuse_unmet_needs(spec: Spec, model: TransferModel | None = None, fresh_hea
     lacking = {
         "pretrained weights": "there are none to look back at: backbone.weights is none" if from_random else "",
         "source data": "" if spec.source else "there is no `source`; add it",
-        "source head": "" if model is None or _knows_source(model, fresh_heads) else "the weights bring none",
+        "source head": "" if model is None or _knows_source(model, fresh_heads) else "the source head is a new one",
     }
     problems = [
         Problem(f"penalties.{name}", f"needs {_article(need)}{need}, but {lacking[need]}")

@@ -134,6 +134,8 @@ def compare_with_run(run: Path, domain: str, val: object, split: Split, display:
     Raises DataError for such a hold-out; other data that has changed is said."""
     name = f"{domain}.{split.name}"
     seen = runs.data_fingerprints(run).get(name)
+    if seen is None and domain == "source" and runs.verb_of(run) == "extract":
+        return  # which does not look at the source
     if seen is None:
         display.warn(f"{run}/environment.json does not say what {name} held; it may have changed")
     elif split.fingerprint() != seen and split.name == "val" and isinstance(val, float):
@@ -246,9 +248,11 @@ def keep_source_head(model: TransferModel, start: Pretrained) -> None:
 def say_unused(spec: Spec, keys: Sequence[str], verb: str, display: Display) -> None:
     """One spec serves several verbs; what this one does not read is said, not ignored in silence."""
     unused = [*_set(spec, keys, "")]
+    of_the_step = ["batch_size", "label_smoothing", "augment", "gradient_cosine"]
     if spec.source and verb == "finetune" and not spec.source.rehearsal:
-        of_the_loss = ("batch_size", "balance", "label_smoothing", "augment", "gradient_cosine")
-        unused += _set(spec.source, of_the_loss, "source.")
+        unused += _set(spec.source, [*of_the_step, "balance"], "source.")
+    if spec.source and verb.startswith("pretrain"):
+        unused += _set(spec.source, [*of_the_step, "rehearsal"], "source.")
     if unused:
         display.note(f"{verb} does not use: {', '.join(unused)}")
 

@@ -8,7 +8,8 @@ from typing import Any
 from transferctl import objective, optim, pipeline, plugins
 from transferctl.display import Display
 from transferctl.model import TransferModel, in_words, norms
-from transferctl.spec import Spec
+from transferctl.settings import PenaltySettings, Settings
+from transferctl.spec import SourceSettings, Spec
 from transferctl.trainsettings import HeadTrainingSettings
 from transferctl.wording import counted
 
@@ -19,12 +20,20 @@ def say(spec: Spec, model: TransferModel, display: Display) -> None:
     total, trained = (sum(row[i] for row in rows) for i in (1, 2))
     display.note(f"objective: {in_symbols(spec)}")
     display.note(f"frozen: {in_words(spec.frozen_by_epoch())}; {trained:,} of {total:,} parameters train")
+    say_idle_rates(spec, rows, display)
     rates = {row[3] for row in rows if row[2]}
     if len(rates) > 1:
         display.note(f"learning rates: {', '.join(f'{row[0]} {row[3]}' for row in rows if row[2])}")
     fixed = pipeline.batchnorm(spec)
     if norms(model.backbone.net):
         display.note(f"BatchNorm: {_NORMS[fixed.thawed]} in thawed stages, {_NORMS[fixed.frozen]} in frozen ones")
+
+
+def say_idle_rates(spec: Spec, rows: Sequence[Sequence[Any]], display: Display) -> None:
+    """Rates of stages that nothing trains. rows: as `stage_rows` makes them."""
+    for stage, _, trained, *_ in rows:
+        if not trained and stage in spec.optimizer.stage_lr:
+            display.note(f"optimizer.stage_lr.{stage} has no effect: nothing of it trains")
 
 
 def in_symbols(spec: Spec) -> str:
@@ -38,28 +47,38 @@ _NORMS = {
     "statistics": "statistics of the batch, scale and shift as pretrained",
     "train": "statistics of the batch",
 }
-STAGE_COLUMNS = ["stage", "parameters", "trained", "learning rate", "trains from", "BatchNorm"]
+STAGE_COLUMNS = ["stage", "parameters", "trained", "learning rate", "in epochs", "BatchNorm"]
 
 
 def stage_rows(spec: Spec, model: TransferModel) -> list[list[Any]]:
-    """A row a stage, then the heads: parameters, how many some epoch trains, at which rate, from which epoch on, and
-    whose statistics BatchNorm takes at the end. Leaves the model frozen as in the last epochs."""
+    """A row a stage, then the heads: parameters, how many some epoch trains, at which rate, in which epochs, and whose
+    statistics BatchNorm takes at the end. Leaves the model frozen as in the last epochs. Raises SpecError for a
+    `frozen` or a `stage_lr`, also those of `head_first` and `pretrain`, that names nothing."""
     rates = optim.stage_rates(spec.optimizer, model)
+    optim.stage_rates(spec.pretrain.optimizer, model, "pretrain.")
+    if spec.head_first:
+        optim.stage_rates(spec.head_first.optimizer, model, "head_first.")
     rows: dict[str, list[Any]] = {}
-    for epoch, frozen in spec.frozen_by_epoch().items():
+    starts = [*spec.frozen_by_epoch(), spec.epochs + 1]
+    for (first, frozen), end in zip(spec.frozen_by_epoch().items(), starts[1:], strict=True):
         model.freeze(frozen, pipeline.batchnorm(spec))
         for stage, parameters in optim.by_stage(model).items():
             row = rows.setdefault(stage, [stage, sum(p.numel() for _, p in parameters), 0, "", "", ""])
             trained = sum(p.numel() for _, p in parameters if p.requires_grad)
-            if trained > row[2]:
-                row[2:5] = [trained, f"{rates[stage]:g}", row[4] or f"epoch {epoch}"]
+            if trained:
+                row[2:5] = [max(trained, row[2]), f"{rates[stage]:g}", _joined(row[4], first, end - 1)]
     model.train()
     for stage in model.backbone.stages():
         if stage.name in rows:
             moving = {norm.training for name, norm in norms(model.backbone.net).items() if stage.owns(name)}
             rows[stage.name][5] = _STATISTICS[frozenset(moving)]
-    names = {"head": "target head", "source_head": "source head"}
-    return [[names.get(stage, stage), *row[1:]] for stage, row in rows.items()]
+    return list(rows.values())
+
+
+def _joined(epochs: str, first: int, last: int) -> str:
+    """'1–2' and 3 to 5: '1–5'."""
+    before, _, end = epochs.rpartition("–")
+    return f"{before}–{last}" if end == str(first - 1) else f"{epochs}, {first}–{last}".lstrip(", ")
 
 
 _STATISTICS = {
@@ -80,27 +99,37 @@ def optimizer(spec: Spec, settings: HeadTrainingSettings | None = None) -> str:
     warmup = settings.schedule.warmup
     schedule = f"{settings.schedule.name}, warm-up {warmup:.0%}" if warmup else settings.schedule.name
     return (
-        f"{settings.optimizer.name}, lr {settings.optimizer.lr:g}, {schedule}, "
-        f"{counted(settings.epochs, 'epoch')} of batches ≤ {settings.batch_size}"
+        f"{_set(settings.optimizer, 'name')}; {schedule}, {_set(settings.schedule, 'name', 'warmup')}".rstrip(", ")
+        + f"; {counted(settings.epochs, 'epoch')} of batches ≤ {settings.batch_size}"
     )
 
 
-def penalty(name: str, needs: Sequence[str]) -> str:
-    """The penalty's first docstring line, and what it needs."""
+def _set(settings: Settings, *left_out: str) -> str:
+    """Every value of some settings: lr 0.01, momentum 0.9."""
+    return ", ".join(f"{key} {value}" for key, value in settings if key not in left_out and value not in ({}, None))
+
+
+def source(settings: SourceSettings) -> str:
+    """How the source takes part."""
+    return _set(settings, "train", "val") if settings.rehearsal else "measures what is forgotten; L_S is not computed"
+
+
+def penalty(name: str, settings: PenaltySettings, needs: Sequence[str]) -> str:
+    """The penalty's first docstring line, its settings, and what it needs."""
     doc = str(plugins.load("penalties", name).__doc__).splitlines()[0]
-    return doc + (f" Needs {', '.join(needs)}." if needs else "")
+    given = _set(settings, "weight")
+    return " ".join([doc, *([f"{given}."] if given else []), *([f"Needs {', '.join(needs)}."] if needs else [])])
 
 
 def extras(spec: Spec) -> str:
     """What else the training does that is not on by default."""
     augment = pipeline.augmentation(spec)
-    smoothed = {"": spec.label_smoothing, " of L_S": spec.source.label_smoothing if spec.source else 0}
-    balanced = {"": spec.target.balance, " of L_S": spec.source.balance if spec.source else "none"}
     said = [
-        *(f"label smoothing{of} {value:g}" for of, value in smoothed.items() if value),
+        f"label smoothing {spec.label_smoothing:g}" if spec.label_smoothing else "",
         *(f"{name} {value}" for name in ("mixup", "cutmix") if augment and (value := getattr(augment, name))),
         f"RandAugment {augment.randaugment.magnitude}" if augment and augment.randaugment else "",
-        *(f"balance{of}: {value}" for of, value in balanced.items() if value != "none"),
+        f"balance: {spec.target.balance}" if spec.target.balance != "none" else "",
+        "keep: last" if spec.keep == "last" else "",
         f"running mean of the weights (EMA {spec.ema:g})" if spec.ema else "",
         f"early stopping after {counted(spec.early_stopping, 'epoch')}" if spec.early_stopping else "",
     ]

@@ -147,6 +147,8 @@ def keyed_randomness(*key: int | str, device: torch.device | None = None) -> Ite
     torch.default_generator.manual_seed(seed)
     if device is not None and device.type == "cuda":
         torch.cuda.manual_seed_all(seed)
+    if device is not None and device.type == "mps":
+        torch.mps.manual_seed(seed)
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transferctl import loaders, pipeline, results, runs, stage0, training, yamlfile
+from transferctl import loaders, pipeline, results, runs, stage0, starting, training, yamlfile
 from transferctl.data import DomainData
 from transferctl.device import Compute
 from transferctl.display import Display
@@ -55,7 +55,8 @@ def _prepare(spec: Spec, display: Display) -> _Start:
     start = pipeline.load_backbone(pipeline.from_random_weights(spec) if spec.backbone.weights == "source" else spec)
     compute = pipeline.chosen_device(spec, display)
     model = TransferModel(spec.backbone.library, start.backbone, start.preprocessing, spec.task)
-    model.add_new_head("source", source.classes, hidden=(), dropout=0.0, seed=spec.seed)
+    pipeline.keep_source_head(model, start)
+    source, _ = starting.align_source(source, model, start.head_names, spec.seed, display)
     audits = [
         loaders.audit(split, loaders.workers_for(spec.workers, split), display, hashed=True)
         for split in source.splits()
@@ -94,7 +95,7 @@ def _train(spec: Spec, start: _Start, runs_dir: Path, display: Display) -> dict[
         fitted = training.fit(
             model, objective, settings, stream, validation, model.features, compute, display,
             seed=spec.seed, frozen={1: "none"}, batchnorm=BatchNorm(thawed="train"), domain="source",
-            mixing=pipeline.mixing(augment), run=folder,
+            settings_key="pretrain.", mixing=pipeline.mixing(augment), run=folder,
         )  # fmt: skip
         results.show_metrics(display, f"Source, epoch {fitted.best['epoch']} (best), validation", fitted.best["val"])
     display.result(str(folder.path))

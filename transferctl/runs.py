@@ -66,6 +66,7 @@ def start(runs_dir: Path, verb: str, name: str, spec_yaml: str, display: Display
     except BaseException as error:
         code, message = ending(error)
         status = "interrupted" if code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED) else "failed"
+        error.summary = run.summary  # type: ignore[attr-defined]  # for --json, which says what summary.json says
         raise
     finally:
         files.close()

@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy
+import PIL
 import torch
 import torchvision
 
@@ -24,7 +26,8 @@ def fingerprint(spec: Spec, model: TransferModel, audits: Sequence[Audit], compu
     """SHA-256 over the network with its first weights, preprocessing, settings, seed, arithmetic, versions, and every
     sample's content, label and place in its data set (which keys its augmentation), in order.
 
-    audits: of source train and val, with digests. The number of threads is not in it: it moves the last bits alone.
+    audits: of source train and val, with digests. Threads and processor are in it: they move the last bits, and a
+    short training makes points of them.
     """
     assert spec.source is not None
     parts = {
@@ -33,8 +36,8 @@ def fingerprint(spec: Spec, model: TransferModel, audits: Sequence[Audit], compu
         "pretrain": spec.pretrain.model_dump(mode="json"),
         "balance": spec.source.balance,
         "seed": spec.seed,
-        "arithmetic": [compute.device.type, compute.bf16],
-        "versions": [torch.__version__, torchvision.__version__, transferctl.__version__],
+        "arithmetic": [_processor(compute), compute.bf16, torch.get_num_threads()],
+        "versions": [module.__version__ for module in (torch, torchvision, numpy, PIL, transferctl)],
     }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     for audit in audits:
@@ -43,6 +46,12 @@ def fingerprint(spec: Spec, model: TransferModel, audits: Sequence[Audit], compu
         for column in (split.indices.astype("<i8"), split.labels.astype("<i8"), audit.digests):
             digest.update(column.tobytes())
     return digest.hexdigest()
+
+
+def _processor(compute: Compute) -> str:
+    if compute.device.type == "cuda":
+        return torch.cuda.get_device_name(compute.device)
+    return f"{compute.device.type} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def find(runs_dir: Path, wanted: str, display: Display) -> Path | None:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from transferctl import checkpoint, penalising, pipeline, preprocess
+from transferctl import checkpoint, penalising, pipeline, preprocess, runs, yamlfile
 from transferctl.data import DomainData
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, DataError, Problem, SpecError
 from transferctl.model import TransferModel, preprocessing_of, restore
 from transferctl.pipeline import Names
-from transferctl.spec import HeadSettings, Spec
+from transferctl.spec import HeadSettings, SourceSettings, Spec, WeightsFile
 from transferctl.wording import shown
 
 
@@ -47,6 +47,11 @@ def model(spec: Spec, target: DomainData, source: DomainData | None, display: Di
     fresh: tuple[str, ...] = () if spec.from_run else ("target",)
     if source:
         source, is_new = align_source(source, started, names, spec.seed, display)
+        if is_new and isinstance(spec.backbone.weights, WeightsFile) and spec.backbone.weights.classes:
+            raise DataError(
+                f"source.train: none of its classes ({shown(source.classes)}) is in {spec.backbone.weights.classes}; "
+                "name its folders as that file does, by id or name, or remove backbone.weights.classes"
+            )
         fresh += ("source",) if is_new else ()
         if is_new and spec.source and not spec.source.rehearsal and not spec.head_first:
             message = (
@@ -54,10 +59,27 @@ def model(spec: Spec, target: DomainData, source: DomainData | None, display: Di
                 "backbone.weights.classes, or train a new one with head_first"
             )
             raise SpecError.at("source.rehearsal", message)
-    if not penalising.source_head_trains(spec):
+    if source and spec.source:
+        _compare_source(spec, spec.source, source, display)
+    if not penalising.source_head_trains(spec) and not ("source" in fresh and spec.head_first):
         started.freeze_head("source")
     penalising.refuse_unmet_needs(spec, started, fresh)
     return Start(started, source, origin, fresh)
+
+
+def _compare_source(spec: Spec, settings: SourceSettings, source: DomainData, display: Display) -> None:
+    """What is held out of the source now must be what the run that it starts from held out: `before` would be scored
+    on images that were trained on. Raises DataError, as `compare_with_run` does."""
+    weights_of = spec.backbone.weights
+    run = spec.from_run or (weights_of.path if isinstance(weights_of, WeightsFile) else None)
+    if run is None or f"source.{source.val.name}" not in runs.data_fingerprints(run) or not len(source.val):
+        return
+    try:
+        before = yamlfile.load(run / "spec.yaml").spec.source
+    except SpecError:
+        return  # not ours to judge: its data may be gone
+    if before and before.train == settings.train:
+        pipeline.compare_with_run(run, "source", settings.val, source.val, display)
 
 
 def _continue_from(run: Path, spec: Spec, target: DomainData, display: Display) -> tuple[TransferModel, str]:

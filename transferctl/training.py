@@ -52,6 +52,7 @@ def fit(  # noqa: PLR0915 (the loop tells the story)
     frozen: Mapping[int, str | Sequence[str]],
     batchnorm: BatchNorm,
     domain: str = "target",
+    settings_key: str = "",
     mixing: Mapping[str, Mixing] | None = None,
     log_cosine: bool = False,
     run: Run | None = None,
@@ -61,16 +62,17 @@ def fit(  # noqa: PLR0915 (the loop tells the story)
 
     seed: with the step, keys dropout and whatever else is random in the model. frozen: what is frozen from which
     epoch on; the first is 1. forward: a batch's inputs -> Features (the whole model, or nothing where features were
-    computed before). log_cosine: between the gradients of both domains, every step. run: where metrics and,
-    `save_each_epoch`, checkpoints go; None leaves no trace.
+    computed before). settings_key: where in the spec `settings` stand ("pretrain."), for messages. log_cosine: between
+    the gradients of both domains, every step. run: where metrics and, `save_each_epoch`, checkpoints go; None leaves
+    no trace.
 
     Best is the highest accuracy on validation data of `domain`, then the lowest loss, then the earliest; or the last,
-    with `keep: last`. The model is
-    left as it was validated last: with the running mean of its weights, where `ema` asks for that. Raises
-    DivergedError, SpecError.
+    with `keep: last`. The model is left as it was validated last: with the running mean of its weights, where `ema`
+    asks for that. Raises DivergedError, SpecError.
     """
     trained = _ever_trained(model, frozen.values(), batchnorm)
-    groups = optim.groups(settings.optimizer, model, trained)
+    _refuse_single_samples(model, stream, frozen.values(), batchnorm, settings_key)
+    groups = optim.groups(settings.optimizer, model, trained, settings_key)
     optimizer = optim.build(settings.optimizer, groups)
     ema = Ema(model, trained, settings.ema) if settings.ema else None
     total_steps = settings.epochs * stream.steps_per_epoch
@@ -83,7 +85,6 @@ def fit(  # noqa: PLR0915 (the loop tells the story)
             if epoch in frozen:
                 model.freeze(frozen[epoch], batchnorm)
             model.train()
-            _refuse_single_samples(model, stream, domain)
             sums = _Sums()
             for _ in range(stream.steps_per_epoch):
                 batch = next(stream.batches).to(compute.device)
@@ -142,12 +143,18 @@ def _ever_trained(model: TransferModel, frozen: Iterable[str | Sequence[str]], b
     return {name: None for name, _ in model.named_parameters() if name in names}
 
 
-def _refuse_single_samples(model: TransferModel, stream: Stream, domain: str) -> None:
-    """Raises SpecError where BatchNorm would take its statistics from one sample."""
-    alone = stream.samples_per_epoch == stream.steps_per_epoch
-    if alone and any(norm.training for norm in norms(model).values()):
-        message = "is 1, and BatchNorm takes no statistics from one sample; write 2 or more, or batchnorm: frozen"
-        raise SpecError.at("pretrain.batch_size" if domain == "source" else "batch_size", message)
+def _refuse_single_samples(
+    model: TransferModel, stream: Stream, frozen: Iterable[str | Sequence[str]], batchnorm: BatchNorm, settings_key: str
+) -> None:
+    """Raises SpecError where BatchNorm would take its statistics from one sample in some epoch."""
+    if stream.samples_per_epoch != stream.steps_per_epoch:
+        return
+    for what in frozen:
+        model.freeze(what, batchnorm)
+        model.train()
+        if any(norm.training for norm in norms(model).values()):
+            message = "is 1, and BatchNorm takes no statistics from one sample; write 2 or more, or batchnorm: frozen"
+            raise SpecError.at(f"{settings_key}batch_size", message)
 
 
 def _what_changes(model: TransferModel, trained: Collection[str]) -> dict[str, Tensor]:
@@ -180,10 +187,14 @@ def _finite(losses: Losses, epoch: int, step: int, batch: Batch) -> dict[str, fl
     values = {name: float(value.detach()) for name, value in losses.named().items()}
     if broken := [name for name, value in values.items() if not math.isfinite(value)]:
         terms = [name for name in broken if name != "loss"] or broken  # a finite sum may still overflow
-        rows = {"loss_source": batch.source, "loss_target": batch.target}.get("".join(terms), slice(None))
-        where = f" on {shown(batch.names[rows])}" if batch.names else ""
-        raise _diverged(epoch, step, ", ".join(f"{name} is {values[name]}" for name in terms) + where)
+        raise _diverged(epoch, step, ", ".join(f"{name} is {values[name]}{_on(name, batch)}" for name in terms))
     return values
+
+
+def _on(term: str, batch: Batch) -> str:
+    """The samples that a term is computed on; penalties look at the target's."""
+    names = batch.names[batch.source if term == "loss_source" or not batch.names[batch.target] else batch.target]
+    return f" on {shown(names)}" if names else ""
 
 
 def _finite_score(metrics: dict[str, Any], epoch: int, step: int) -> dict[str, Any]:

@@ -130,6 +130,12 @@ class StepSettings(_ScheduleSettings):
     )
     factor: float = Field(0.1, gt=0, lt=1, description="What the rate is multiplied by each time.")
 
+    @model_validator(mode="after")
+    def _falls_after_the_warm_up(self) -> StepSettings:
+        if min(self.at) < self.warmup:
+            raise across("at", "warmup", f"falls at {min(self.at):g}, before the warm-up ends at {self.warmup:g}")
+        return self
+
 
 class OneCycleSettings(Settings):
     name: Literal["one_cycle"] = Field(description="Up to lr and down to almost 0, each half a cosine.")

@@ -67,7 +67,7 @@ def fitted_temperature(validation: Iterable[LabelledLogits]) -> float:
     """
     import torch
 
-    logits, labels = (torch.cat(parts) for parts in zip(*validation, strict=True))
+    logits, labels = (torch.cat(parts).cpu() for parts in zip(*validation, strict=True))
     logits = logits.double()
     of_labels = logits.gather(1, labels[:, None]).mean()
     low, high = 1 / HOTTEST, 1 / COLDEST

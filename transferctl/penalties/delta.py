@@ -36,7 +36,7 @@ class Delta:
 
     def __call__(self, context: StepContext) -> Tensor:
         rows = context.batch.target
-        now, then = _last(context.features[rows]), _last(context.original_features[rows])
+        now, then = _last(context.features[rows]), _last(context.original_target_features)
         return (now - then).square().mean()
 
 

@@ -45,10 +45,11 @@ class Settings(PenaltySettings):
 
 def build(settings: Settings, start: PenaltyStart) -> EWC:
     fisher, n = _fisher(settings, start)
-    largest = max(float(values.max()) for values in fisher.values())
+    trained = [name for name, p in start.model.backbone.named_parameters(prefix="backbone") if p.requires_grad]
+    largest = max((float(fisher[name].max()) for name in trained), default=0.0)
     start.note(
         f"penalties.ewc: the Fisher information ({settings.fisher}) is a mean over {n} source training images; its "
-        f"largest entry, {largest:.3g}, times the weight is the penalty's sharpest curvature"
+        f"largest entry of a backbone weight that trains, {largest:.3g}, times the weight is the sharpest curvature"
     )
     return EWC(settings.weight, fisher, dict(_of_source(start.original.model)))
 
@@ -97,7 +98,7 @@ def _fisher(settings: Settings, start: PenaltyStart) -> tuple[dict[str, Tensor],
 
 def _draw(logits: Tensor, random: np.random.Generator) -> int:
     """A label from softmax(logits [1, C])."""
-    probabilities = logits.detach()[0].double().softmax(0).cpu().numpy()
+    probabilities = logits.detach()[0].cpu().double().softmax(0).numpy()
     return int(random.choice(len(probabilities), p=probabilities))
 
 

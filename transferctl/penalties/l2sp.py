@@ -1,7 +1,7 @@
-"""L2-SP: stay near the starting point, α/2·‖w − w⁰‖² over the backbone + β/2·‖w‖² over the target head.
+"""L2-SP: stay near the start, ½·‖w − w⁰‖² over the backbone + head_ratio/2·‖w‖² over the target head.
 
 Li, Grandvalet & Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks",
-ICML 2018, equation 6. `weight` is α. A sum over parameters: it does not depend on the batch.
+ICML 2018, equation 6; `weight` is its α, and `head_ratio` β/α. A sum over parameters: it does not depend on the batch.
 """
 
 from __future__ import annotations

@@ -46,6 +46,6 @@ class LwF:
 
         rows, t = context.batch.target, self._temperature
         now = context.model.heads["source"](context.features[rows].in_fp32())
-        then = self._head(context.original_features[rows].in_fp32())
+        then = self._head(context.original_target_features.in_fp32())
         kl = F.kl_div((now / t).log_softmax(1), (then / t).log_softmax(1), log_target=True, reduction="batchmean")
         return t**2 * kl

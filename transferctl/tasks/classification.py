@@ -49,8 +49,9 @@ def loss(
     """Mean cross-entropy over the samples, in fp32. targets: int64 [N], or probabilities [N, C].
 
     Label smoothing ε: the target is (1 − ε) the label and ε/C every class (Szegedy et al., CVPR 2016). With class
-    weights [C], the mean is weighted by that of each sample's label, or labels. torch's own weights are inside the sum
-    over classes, where they would tilt the smoothed part towards rare classes, for samples of the common ones too.
+    weights [C], which average 1 over the training set, each sample's loss is multiplied by that of its label, or
+    labels. Divided by their sum in the batch, as torch has it, they would cancel where a batch has one class, so that a
+    class's share depended on the batch size; and torch's tilt the smoothed part, as they are inside its sum.
     """
     with torch.autocast(features.pooled.device.type, enabled=False):
         logits = head(features.in_fp32())
@@ -60,7 +61,7 @@ def loss(
         weights = labels * class_weights
         nll = -logits.log_softmax(1)
         smoothed = (1 - label_smoothing) * nll + label_smoothing * nll.mean(1, keepdim=True)
-        mean: Tensor = (weights * smoothed).sum() / weights.sum()
+        mean: Tensor = (weights * smoothed).sum() / len(targets)
         return mean
 
 
