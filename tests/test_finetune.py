@@ -364,3 +364,139 @@ def test_settings_of_a_loss_that_is_not_in_the_objective_are_said(
     arguments = ["finetune", str(spec), *stage0, *off, "--set", "epochs=1", "--runs-dir", str(tmp_path / "runs")]
     shown = CliRunner().invoke(app, arguments).stderr
     assert "finetune does not use: source.batch_size, source.label_smoothing" in shown
+
+
+# -- what must be said or refused ---------------------------------------------------------------------
+
+
+def test_a_new_source_head_that_heads_first_trains_needs_no_rehearsal(
+    spec: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    settings = ("--set", "head_first={epochs: 2}", "--set", "epochs=1", "--runs-dir", tmp_path / "runs")
+    code, answer = invoke("finetune", spec, *source(more=", rehearsal: false"), *settings)
+    assert code == 0
+    best, start = (
+        load_file(Path(answer["run"]) / "checkpoints" / which / "model.safetensors") for which in ("best", "start")
+    )
+    names = [name for name in best if name.startswith("heads.source.")]
+    assert names and all(torch.equal(best[name], start[name]) for name in names)
+    assert answer["source"]["before"]["accuracy"] == answer["head_first"]["source"]["val"]["accuracy"]
+    assert "confusion" not in answer["head_first"]["source"]["val"]
+
+
+def test_a_source_hold_out_of_another_seed_than_the_run_it_starts_from_is_refused(
+    spec: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    """`before` would be scored on images that stage 0 was trained on."""
+    held_out = ("--set", "source={train: {dataset: digits, classes: [0, 1], per_class: 12}, val: 0.25}")
+    runs = ("--runs-dir", tmp_path / "runs")
+    _, first = invoke("pretrain", spec, *held_out, *runs, "--set", "pretrain={epochs: 1, augment: none}")
+    start = ("--set", f"backbone.weights={first['run']}", "--set", "epochs=1", "--set", "optimizer.lr=1e-4")
+    code, answer = invoke("finetune", spec, *held_out, *start, *runs, "--set", "seed=1")
+    assert code == 3
+    assert f"source.val: is not what {first['run']} held out" in answer["error"]
+    code, answer = invoke("finetune", spec, *held_out, *start, *runs)
+    assert code == 0
+    again = ("--from", answer["run"], "--set", "epochs=1", "--set", "optimizer.lr=1e-4")
+    code, _ = invoke("finetune", spec, *held_out, *again, *runs)
+    assert code == 0
+
+
+def test_augmentation_of_a_source_that_is_not_rehearsed_changes_nothing(
+    stage0: tuple[str, str], spec: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    settings = (*stage0, "--set", "augment={mixup: 0.4}", "--set", "epochs=1", "--runs-dir", tmp_path / "runs")
+    states = []
+    for more in ("", ", augment: {mixup: 0.2, cutmix: 1.0}"):
+        _, answer = invoke("finetune", spec, *settings, *source(more=f", rehearsal: false{more}"))
+        states.append(load_file(Path(answer["run"]) / "checkpoints/best/model.safetensors"))
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def said(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [*map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    return result.stderr
+
+
+def test_heads_that_are_not_trained_first_are_said(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
+    settings = ("--set", "head_first={epochs: 1}", "--set", "epochs=1", "--set", "optimizer.lr=1e-4",
+                "--runs-dir", tmp_path / "runs")  # fmt: skip
+    none = ("--set", "source={train: {dataset: digits, classes: [0, 1], per_class: 12}, val: none}")
+    text = said("finetune", spec, *none, *settings)
+    assert "head first: the source head is not trained first, as it has no validation data" in text
+    assert "source.val is none: what is forgotten is not measured" in text
+    _, run = invoke("extract", spec, "--runs-dir", tmp_path / "runs")
+    assert "head first: nothing to train" in said("finetune", spec, "--from", run["run"], *settings)
+
+
+@pytest.mark.parametrize("verb", ["check", "finetune"])
+def test_rates_of_stages_that_do_not_train_and_settings_of_a_loss_that_is_off_are_said(
+    verb: str, stage0: tuple[str, str], spec: Path, tmp_path: Path
+) -> None:
+    idle = ("--set", "frozen=layer3", "--set", "optimizer.stage_lr={layer1: 0.3, source_head: 0.1}")
+    off = source(more=", rehearsal: false, gradient_cosine: true")
+    runs = () if verb == "check" else ("--set", "epochs=1", "--runs-dir", tmp_path / "runs")
+    text = said(verb, spec, *stage0, *off, *idle, *runs)
+    assert "optimizer.stage_lr.layer1 has no effect: nothing of it trains" in text
+    assert "optimizer.stage_lr.source_head has no effect" in text
+    assert "finetune does not use: source.gradient_cosine" in text
+
+
+@pytest.mark.parametrize("key", ["optimizer", "head_first.optimizer", "pretrain.optimizer"])
+def test_a_rate_of_no_stage_is_told_at_its_own_key_before_anything_runs(
+    key: str, spec: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    wrong = ("--set", f"{key}.stage_lr.layr4=0.1")
+    for verb, runs in (("check", ()), ("finetune", ("--runs-dir", tmp_path / "runs"))):
+        code, answer = invoke(verb, spec, *wrong, *runs)
+        assert code == 2
+        assert f"{key}.stage_lr.layr4: the model has no stage 'layr4'; did you mean layer4?" in answer["error"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_schedule_that_thaws_batchnorm_for_batches_of_one_is_refused_at_once(
+    spec: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    settings = ("--set", "batch_size=1", "--set", "frozen={1: all, 3: none}", "--set", "batchnorm=train")
+    code, answer = invoke("finetune", spec, *settings, "--runs-dir", tmp_path / "runs")
+    assert code == 2 and "batch_size: is 1" in answer["error"]
+    assert not list((tmp_path / "runs").glob("*/checkpoints/last"))
+
+
+def test_a_classes_file_that_names_none_of_the_source_folders_is_an_error(
+    stage0: tuple[str, str], spec: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    state = load_file(Path(stage0[1].removeprefix("backbone.weights=")) / "checkpoints/best/model.safetensors")
+    net = {name.removeprefix("backbone."): t for name, t in state.items() if name.startswith("backbone.")}
+    head = {"fc.weight": state["heads.source.layers.1.weight"], "fc.bias": state["heads.source.layers.1.bias"]}
+    torch.save(net | head, tmp_path / "net.pth")
+    (tmp_path / "classes.txt").write_text("zero\none\n")
+    weights = ("--set", "backbone.weights={path: net.pth, classes: classes.txt}")
+    code, answer = invoke("finetune", spec, *weights, *source(), "--runs-dir", tmp_path / "runs")
+    assert code == 3
+    assert f"source.train: none of its classes (0, 1) is in {tmp_path}/classes.txt" in answer["error"]
+
+
+def test_validation_data_that_is_the_training_data_is_said(spec: Path, tmp_path: Path) -> None:
+    text = said("check", spec, "--set", "source={train: train, val: train}", "--set", "target.val=train")
+    assert "source.val: has the very samples of source.train; its score flatters" in text
+    assert "target.val: has the very samples of target.train; its score flatters" in text
+
+
+def test_check_takes_penalties_that_look_back_at_a_stage_0_that_is_yet_to_be(
+    spec: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    chosen = ("--set", "backbone.weights=source", "--set", "penalties={l2sp: 0.1, lwf: 1}")
+    code, plan = invoke("check", spec, *source(more=", rehearsal: false"), *chosen)
+    assert code == 0
+    assert plan["objective"] == "min over θ of L_T + 0.1·Ω_l2sp + 1·Ω_lwf"
+
+
+def test_the_json_of_a_run_that_failed_is_its_summary(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
+    settings = ("--set", "optimizer.lr=1e6", "--set", "frozen={1: all, 2: none}", "--runs-dir", tmp_path / "runs")
+    code, answer = invoke("finetune", spec, *settings)
+    assert code == 6
+    summary = json.loads((Path(answer["run"]) / "summary.json").read_text())
+    assert answer == summary
+    assert summary["status"] == "failed" and summary["best"]["epoch"] == 1

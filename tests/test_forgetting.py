@@ -255,3 +255,20 @@ def test_training_images_of_the_source_in_what_is_scored_are_said(
     other = CliRunner().invoke(app, [*arguments, "--data", str(tmp_path / "cats")])
     assert "12 of these 12 samples are training data of the run" in own.stderr
     assert other.exit_code == 0 and "training data of the run" not in other.stderr
+
+
+def test_a_run_that_did_not_look_at_the_source_raises_no_alarm_about_it(
+    spec: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    settings = [
+        "--set",
+        "source={train: train, val: val}",
+        "--set",
+        "backbone.weights=source",
+        "--set",
+        "pretrain.epochs=1",
+    ]
+    _, run = invoke("extract", spec, *settings, "--set", "epochs=1", "--runs-dir", tmp_path)
+    result = CliRunner().invoke(app, ["eval", run["run"], "--source", "--runs-dir", str(tmp_path)])
+    assert result.exit_code == 0
+    assert "warning" not in result.stderr

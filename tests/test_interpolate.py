@@ -256,3 +256,17 @@ def test_a_run_without_a_start_exits_4_with_the_fix(trained: Trained, tmp_path: 
     assert answer["error"].startswith(f"{trained.extracted['run']}: has no `start` checkpoint")
     assert "fine-tune again" in answer["error"]
     assert not list(tmp_path.iterdir())
+
+
+def test_one_alpha_says_what_was_forgotten_and_may_be_gated_on_it(
+    trained: Trained, tmp_path: Path, invoke: Invoke
+) -> None:
+    arguments = ("eval", trained.tuned["run"], "--interpolate", "0.5", "--runs-dir", tmp_path)
+    answer = call(*arguments)
+    report = answer["source"]
+    assert report["before"]["accuracy"] == trained.tuned["source"]["before"]["accuracy"]
+    assert report["after"] == answer["interpolation"][0]["source"]
+    code, missed = invoke(*arguments, "--fail-if", "accuracy_change<=1")
+    assert code == 8 and "accuracy_change<=1 (it is" in missed["error"]
+    again = call("eval", answer["run"], "--source", "--runs-dir", tmp_path)
+    assert again["accuracy_change"] == report["accuracy_change"]

@@ -106,3 +106,10 @@ def test_frozen_layers_build_no_graph() -> None:
     model.train()
     assert not model.features(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).pooled.requires_grad
     assert not any(module.training for module in model.backbone.net.modules())
+
+
+def test_a_norm_that_a_pattern_freezes_in_part_keeps_that_part_where_batchnorm_trains() -> None:
+    model = _model()
+    model.freeze(["*.weight"], BatchNorm(thawed="train"))
+    trained = {name for name, p in model.backbone.net.named_parameters() if p.requires_grad}
+    assert trained and all(name.endswith(".bias") for name in trained)

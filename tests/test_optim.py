@@ -146,3 +146,8 @@ def test_a_rate_is_what_the_optimizer_uses() -> None:
     weight.grad = torch.ones(1)
     optimizer.step()
     assert weight.item() == 0.75
+
+
+def test_a_step_within_the_warm_up_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"falls at 0\.1, before the warm-up ends at 0\.3"):
+        StepSettings(name="step", at=(0.1, 0.5), warmup=0.3)

@@ -216,3 +216,21 @@ def test_broken_source_images_are_all_named_before_anything_is_trained(
     assert code == 3
     assert answer["error"].count("is empty (0 bytes)") == 2
     assert not (tmp_path / "new").exists()
+
+
+def test_another_number_of_threads_trains_it_anew(copy: Path, trains: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They move the last bits, of which a short training makes whole points."""
+    threads = torch.get_num_threads() + 1
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert trains(copy)
+
+
+def test_a_pretrained_head_that_knows_the_source_trains_on(trained: Stage0, tmp_path: Path, invoke: Invoke) -> None:
+    """At a rate at which nothing moves, the score is that of the run whose weights it takes."""
+    settings = ("--set", f"backbone.weights={trained.run}", "--set", "pretrain.optimizer.lr=1e-30")
+    settings += ("--set", "pretrain.epochs=1", "--set", "source.train.classes=[light, dark]")
+    code, answer = invoke("pretrain", trained.folder / "spec.yaml", *settings, "--runs-dir", tmp_path)
+    assert code == 0
+    one, other = (load_file(Path(run) / "checkpoints/best/model.safetensors") for run in (trained.run, answer["run"]))
+    names = [name for name in one if name.startswith("heads.source.")]
+    assert names and all(torch.equal(one[name], other[name]) for name in names)
