@@ -61,6 +61,14 @@ def test_the_core_imports_no_plugin(name: str) -> None:
     assert not own_parts(imports(name)) & set(PLUGIN_FOLDERS)
 
 
+ABOVE_VERBS = {f"{verb}.py" for verb in VERBS} | {"interpolation.py", "baseline.py", "__main__.py"}  # eval's, extract's
+
+
+@pytest.mark.parametrize("name", sorted(set(CORE) - ABOVE_VERBS))
+def test_the_core_imports_no_verb(name: str) -> None:
+    assert not own_parts(imports(name)) & VERBS
+
+
 @pytest.mark.parametrize("name", sorted(set(CORE) - {"display.py"}))
 def test_only_display_imports_rich(name: str) -> None:
     assert "rich" not in {imported.split(".")[0] for imported in imports(name)}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,152 +32,158 @@ from transferctl.model import Original, TransferModel
 from transferctl.objective import DomainLoss, Objective
 from transferctl.runs import Run
 from transferctl.scoring import SCORING_BATCH
-from transferctl.spec import Spec
+from transferctl.spec import HeadFirstSettings, Spec
 from transferctl.training import Fitted
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What fine-tuning works with. spec: as it is, the head of the run that it starts from included. fresh_heads:
+    domains whose heads have random weights; losses: how each domain's mean loss is taken."""
+
+    spec: Spec
+    model: TransferModel
+    origin: str
+    fresh_heads: tuple[str, ...]
+    domains: Mapping[str, DomainData]
+    losses: Mapping[str, DomainLoss]
+    task: Task
+    compute: Compute
+    display: Display
+    workers: int
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        return {
+            name: split for domain, data in self.domains.items() for name, split in data.named_splits(domain).items()
+        }
+
+    def scoring_batches(self, split: Split) -> Iterator[Batch]:
+        return loaders.evaluation_batches(
+            split, self.task, self.model.preprocessing, batch_size=SCORING_BATCH, workers=self.workers
+        )
 
 
 def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     """Fine-tune from the backbone's weights, or from the best checkpoint of the run `from`, head included."""
     penalising.refuse_unmet_needs(spec)
-    target = pipeline.load_target(spec, display)
-    source = pipeline.load_source(spec, display) if spec.source else None
-    compute = pipeline.chosen_device(spec, display)
-    task = pipeline.task_of(spec)
-    start = starting.model(
-        spec if spec.from_run else pretrain.ensure_source(spec, runs_dir, display), target, source, display
-    )
-    model, source = start.model.to(compute.device), start.source
-    if spec.from_run:
-        spec = spec.model_copy(update={"head": starting.head_settings(model)})
-    frozen, batchnorm = spec.frozen_by_epoch(), pipeline.batchnorm(spec)
-    plan.say(spec, model, display)
-    if source and not len(source.val):
-        display.note("source.val is none: what is forgotten is not measured")
-    stage0 = spec.backbone.weights == "source" and not spec.from_run
-    pipeline.say_unused(spec, ["baseline", *([] if stage0 else ["pretrain"])], "finetune", display)
-    splits = target.named_splits("target") | (source.named_splits("source") if source else {})
-    with pipeline.naming_all_broken(list(splits.values()), spec, display):
-        pipeline.read_ahead([split for split in splits.values() if split.name != "train"], spec, display)
-    rehearsed = source.train if spec.source and spec.source.rehearsal and source else None
-    augment = {"target": pipeline.augmentation(spec)}
-    augment |= {"source": pipeline.augmentation(spec.source)} if spec.source and rehearsed else {}
-    workers = max(loaders.workers_for(spec.workers, split) for split in splits.values())
-    batches_of = partial(
-        loaders.evaluation_batches,
-        task=task, preprocessing=model.preprocessing, batch_size=SCORING_BATCH, workers=workers,
-    )  # fmt: skip
-    score_source = partial(_score_source, model, source, task, batches_of, compute)
+    setup = _set_up(spec, runs_dir, display)
+    spec, model, target = setup.spec, setup.model, setup.domains["target"]
+    splits = list(setup.splits.values())
+    with pipeline.naming_all_broken(splits, spec, display):
+        pipeline.read_ahead([split for split in splits if split.name != "train"], spec, display)
     with (
         runs.start(runs_dir, "finetune", spec.name, yamlfile.dump(spec), display) as folder,
-        pipeline.naming_all_broken(list(splits.values()), spec, display),
+        pipeline.naming_all_broken(splits, spec, display),
     ):
-        results.describe_run(folder, spec.seed, compute, model, splits)
-        folder.summary |= {"start": start.origin, "skipped": target.skipped + (source.skipped if source else 0)}
-        losses = _losses(spec, target, source, compute)
-        domains = {"target": target} | ({"source": source} if source else {})
-        fresh = start.fresh_heads
-        if spec.head_first:
-            fresh = _heads_first(spec, model, task, domains, fresh, losses, compute, display, folder)
+        results.describe_run(folder, spec.seed, setup.compute, model, setup.splits)
+        folder.summary |= {"start": setup.origin, "skipped": sum(data.skipped for data in setup.domains.values())}
+        fresh = _heads_first(setup, spec.head_first, folder) if spec.head_first else setup.fresh_heads
         results.save_start(folder, model, fresh)
-        before = None if "source" in fresh else score_source()
+        before = None if "source" in fresh else _score_source(setup)
         if before:
             folder.log_metrics(step=0, epoch=0, split="source_val", **results.headline(before[0]))
-        objective = _objective(spec, model, task, domains, losses, compute, display)
-        stream = loaders.training_stream(
-            target.train, rehearsed, task, model.preprocessing, augment,
-            batch_size=spec.batch_size, source_batch_size=_source_batch_size(spec), epochs=spec.epochs,
-            seed=spec.seed, workers=workers,
-        )  # fmt: skip
-        fitted = training.fit(
-            model, objective, spec, stream, partial(batches_of, target.val), model.features, compute, display,
-            seed=spec.seed, frozen=frozen, batchnorm=batchnorm, mixing=pipeline.mixing(augment),
-            log_cosine=spec.source is not None and spec.source.gradient_cosine, run=folder,
-        )  # fmt: skip
+        fitted = _fit(setup, folder)
         model.load_state_dict(fitted.best_state, strict=False)
-        scoring.score_best(folder, model, task, target, batches_of, model.features, compute, display)
-        if after := score_source():
+        scoring.score_best(
+            folder, model, setup.task, target, setup.scoring_batches, model.features, setup.compute, display
+        )
+        if after := _score_source(setup):
             _report_source(before, after, fitted, folder, display)
     display.result(str(folder.path))
     return folder.summary
 
 
-def _losses(spec: Spec, target: DomainData, source: DomainData | None, compute: Compute) -> dict[str, DomainLoss]:
+def _set_up(spec: Spec, runs_dir: Path, display: Display) -> _Setup:
+    """The data, the model as it starts, and the plan said."""
+    target = pipeline.load_target(spec, display)
+    source = pipeline.load_source(spec, display) if spec.source else None
+    compute = pipeline.chosen_device(spec, display)
+    with_weights = spec if spec.from_run else pretrain.ensure_source(spec, runs_dir, display)
+    start = starting.model(with_weights, target, source, display)
+    if spec.from_run:
+        spec = spec.model_copy(update={"head": starting.head_settings(start.model)})
+    plan.say(spec, start.model, display)
+    if start.source and not len(start.source.val):
+        display.note("source.val is none: what is forgotten is not measured")
+    stage0 = spec.backbone.weights == "source" and not spec.from_run
+    pipeline.say_unused(spec, ["baseline", *([] if stage0 else ["pretrain"])], "finetune", display)
+    domains = {"target": target} | ({"source": start.source} if start.source else {})
+    settings = {"target": (spec.label_smoothing, spec.target.balance)}
+    if spec.source:
+        settings["source"] = (spec.source.label_smoothing, spec.source.balance)
     losses = {
-        "target": pipeline.domain_loss(spec.label_smoothing, spec.target.balance, target.train, target.classes, compute)
+        domain: pipeline.domain_loss(*settings[domain], data.train, data.classes, compute)
+        for domain, data in domains.items()
     }
-    if spec.source and source:
-        losses["source"] = pipeline.domain_loss(
-            spec.source.label_smoothing, spec.source.balance, source.train, source.classes, compute
-        )
-    return losses
+    workers = max(loaders.workers_for(spec.workers, split) for data in domains.values() for split in data.splits())
+    model, task = start.model.to(compute.device), pipeline.task_of(spec)
+    return _Setup(spec, model, start.origin, start.fresh_heads, domains, losses, task, compute, display, workers)
 
 
-def _heads_first(
-    spec: Spec,
-    model: TransferModel,
-    task: Task,
-    domains: Mapping[str, DomainData],
-    fresh: Sequence[str],
-    losses: Mapping[str, DomainLoss],
-    compute: Compute,
-    display: Display,
-    folder: Run,
-) -> tuple[str, ...]:
-    """Train the fresh heads on frozen features; those that stay as they are, for want of validation data.
-
-    losses: as fine-tuning takes them; label smoothing is the heads' own setting.
-    """
-    assert spec.head_first is not None
+def _heads_first(setup: _Setup, settings: HeadFirstSettings, folder: Run) -> tuple[str, ...]:
+    """Train the fresh heads on frozen features; those that stay as they are, for want of validation data. Label
+    smoothing is the heads' own setting."""
     summary: dict[str, Any] = {}
-    for domain in fresh:
-        data = domains[domain]
+    for domain in setup.fresh_heads:
+        data = setup.domains[domain]
         if len(data.val):
-            loss = replace(losses[domain], label_smoothing=spec.head_first.label_smoothing)
+            loss = replace(setup.losses[domain], label_smoothing=settings.label_smoothing)
             summary[domain] = heads.head_first(
-                spec, model, task, domain, loss, [data.train, data.val], compute, display
+                setup.spec, setup.model, setup.task, domain, loss, [data.train, data.val], setup.compute, setup.display
             )
         else:
-            display.note(f"head first: the {domain} head is not trained first, as it has no validation data")
-    if not fresh:
-        display.note("head first: nothing to train, as the heads are those of the run that it starts from")
-    if not penalising.source_head_trains(spec):
-        model.freeze_head("source")
+            setup.display.note(f"head first: the {domain} head is not trained first, as it has no validation data")
+    if not setup.fresh_heads:
+        setup.display.note("head first: nothing to train, as the heads are those of the run that it starts from")
+    if not penalising.source_head_trains(setup.spec):
+        setup.model.freeze_head("source")
     folder.summary["head_first"] = summary
-    return tuple(domain for domain in fresh if domain not in summary)
+    return tuple(domain for domain in setup.fresh_heads if domain not in summary)
 
 
-def _objective(
-    spec: Spec,
-    model: TransferModel,
-    task: Task,
-    domains: Mapping[str, DomainData],
-    losses: Mapping[str, DomainLoss],
-    compute: Compute,
-    display: Display,
-) -> Objective:
+def _fit(setup: _Setup, folder: Run) -> Fitted:
+    """Joint training on both domains, or on the target alone where the source is not rehearsed."""
+    spec, model, target = setup.spec, setup.model, setup.domains["target"]
+    augment = {"target": pipeline.augmentation(spec)}
+    rehearsed = None
+    if spec.source and spec.source.rehearsal:
+        rehearsed = setup.domains["source"].train
+        augment["source"] = pipeline.augmentation(spec.source)
+    objective = _objective(setup)
+    stream = loaders.training_stream(
+        target.train, rehearsed, setup.task, model.preprocessing, augment,
+        batch_size=spec.batch_size, source_batch_size=(spec.source and spec.source.batch_size) or spec.batch_size,
+        epochs=spec.epochs, seed=spec.seed, workers=setup.workers,
+    )  # fmt: skip
+    return training.fit(
+        model, objective, spec, stream, partial(setup.scoring_batches, target.val), model.features, setup.compute,
+        setup.display, seed=spec.seed, frozen=spec.frozen_by_epoch(), batchnorm=pipeline.batchnorm(spec),
+        mixing=pipeline.mixing(augment), log_cosine=spec.source is not None and spec.source.gradient_cosine, run=folder,
+    )  # fmt: skip
+
+
+def _objective(setup: _Setup) -> Objective:
     """With the model as it is now kept as the original, if there are penalties to look back at it."""
+    spec, model = setup.spec, setup.model
     target_weight = 1.0 if spec.target_weight is None else spec.target_weight
     if not spec.penalties.chosen():
-        return Objective(task, target_weight, domains=losses)
-    original = Original(model, compute)
-    looked_at = {domain: data.train for domain, data in domains.items()}
-    looked_at |= {"source_val": domains["source"].val} if "source" in domains else {}
-    penalties = penalising.build(spec, model, original, task, looked_at, compute, display)
-    return Objective(task, target_weight, penalties, original, losses)
+        return Objective(setup.task, target_weight, domains=setup.losses)
+    original = Original(model, setup.compute)
+    looked_at = {domain: data.train for domain, data in setup.domains.items()}
+    looked_at |= {"source_val": setup.domains["source"].val} if "source" in setup.domains else {}
+    penalties = penalising.build(spec, model, original, setup.task, looked_at, setup.compute, setup.display)
+    return Objective(setup.task, target_weight, penalties, original, setup.losses)
 
 
-def _score_source(
-    model: TransferModel,
-    source: DomainData | None,
-    task: Task,
-    batches_of: Callable[[Split], Iterable[Batch]],
-    compute: Compute,
-) -> Scored | None:
+def _score_source(setup: _Setup) -> Scored | None:
     """The source's validation data through the source head; None where there is none."""
+    source = setup.domains.get("source")
     if source is None or not len(source.val):
         return None
-    recorder = forgetting.Recorder()
-    metrics = scoring.measure(model, task, batches_of(source.val), model.features, compute, "source", recorder)
+    recorder, model = forgetting.Recorder(), setup.model
+    batches = setup.scoring_batches(source.val)
+    metrics = scoring.measure(model, setup.task, batches, model.features, setup.compute, "source", recorder)
     return metrics, recorder.outcomes()
 
 
@@ -191,7 +197,3 @@ def _report_source(before: Scored | None, after: Scored, fitted: Fitted, folder:
         results.show_metrics(display, "Source validation, with the same model", after[0])
     folder.log_metrics(step=fitted.best["step"], epoch=fitted.best["epoch"], split="source_val", **report["after"])
     folder.summary["source"] = report
-
-
-def _source_batch_size(spec: Spec) -> int:
-    return (spec.source.batch_size if spec.source else None) or spec.batch_size
