@@ -500,3 +500,12 @@ def test_the_json_of_a_run_that_failed_is_its_summary(spec: Path, tmp_path: Path
     summary = json.loads((Path(answer["run"]) / "summary.json").read_text())
     assert answer == summary
     assert summary["status"] == "failed" and summary["best"]["epoch"] == 1
+
+
+def test_penalties_look_at_what_will_train_not_at_what_heads_first_has_frozen(
+    stage0: tuple[str, str], spec: Path, tmp_path: Path
+) -> None:
+    settings = ("--set", "head_first={epochs: 1}", "--set", "frozen={1: all, 2: none}", "--set", "epochs=2")
+    ewc = ("--set", "penalties.ewc={weight: 0.001, samples: 3}", "--runs-dir", tmp_path / "runs")
+    text = said("finetune", spec, *stage0, *source(more=", rehearsal: false"), *settings, *ewc)
+    assert "penalties.ewc" in text and "that trains, 0," not in text

@@ -150,6 +150,8 @@ def _fit(setup: _Setup, folder: Run) -> Fitted:
     if spec.source and spec.source.rehearsal:
         rehearsed = setup.domains["source"].train
         augment["source"] = pipeline.augmentation(spec.source)
+    frozen, batchnorm = spec.frozen_by_epoch(), pipeline.batchnorm(spec)
+    model.freeze([*frozen.values()][-1], batchnorm)  # heads first left all frozen; penalties look at what will train
     objective = _objective(setup)
     stream = loaders.training_stream(
         target.train, rehearsed, setup.task, model.preprocessing, augment,
@@ -158,7 +160,7 @@ def _fit(setup: _Setup, folder: Run) -> Fitted:
     )  # fmt: skip
     return training.fit(
         model, objective, spec, stream, partial(setup.scoring_batches, target.val), model.features, setup.compute,
-        setup.display, seed=spec.seed, frozen=spec.frozen_by_epoch(), batchnorm=pipeline.batchnorm(spec),
+        setup.display, seed=spec.seed, frozen=frozen, batchnorm=batchnorm,
         mixing=pipeline.mixing(augment), log_cosine=spec.source is not None and spec.source.gradient_cosine, run=folder,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from transferctl.errors import SpecError
 from transferctl.model import BatchNorm, TransferModel
 from transferctl.objective import Objective
 from transferctl.spec import Spec, WeightsFile
+from transferctl.wording import counted
 
 
 def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
@@ -73,7 +74,9 @@ def _train(spec: Spec, start: _Start, runs_dir: Path, display: Display) -> dict[
     unused = ["from_run", "frozen", "batchnorm", "head", "head_first", "target_weight", "penalties", "baseline"]
     unused += ["augment", "ema", "keep", "early_stopping", "label_smoothing"]  # those under `pretrain` count
     pipeline.say_unused(spec, unused, "pretrain (everything is trained)", display)
-    display.note(f"pretrain: {spec.backbone.name} from {start.origin}, min over θ of L_S, {settings.epochs} epochs")
+    display.note(
+        f"pretrain: {spec.backbone.name} from {start.origin}, min over θ of L_S, {counted(settings.epochs, 'epoch')}"
+    )
     workers = loaders.workers_for(spec.workers, source.train)
     augment = {"source": pipeline.augmentation(settings)}
     stream = loaders.training_stream(
