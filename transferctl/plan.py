@@ -98,20 +98,32 @@ def optimizer(spec: Spec, settings: HeadTrainingSettings | None = None) -> str:
     settings = settings or spec
     warmup = settings.schedule.warmup
     schedule = f"{settings.schedule.name}, warm-up {warmup:.0%}" if warmup else settings.schedule.name
-    return (
-        f"{_set(settings.optimizer, 'name')}; {schedule}, {_set(settings.schedule, 'name', 'warmup')}".rstrip(", ")
-        + f"; {counted(settings.epochs, 'epoch')} of batches ≤ {settings.batch_size}"
-    )
+    parts = [
+        f"{settings.optimizer.name}, {_set(settings.optimizer, 'name')}",
+        ", ".join(filter(None, [schedule, _set(settings.schedule, "name", "warmup")])),
+        f"{counted(settings.epochs, 'epoch')} of batches ≤ {settings.batch_size}",
+    ]
+    return "; ".join(parts)
+
+
+_SAYS_NOTHING = {"layer_decay": 1.0, "decayed": "weights", "rehearsal": True}  # beside None, false, none and {}
 
 
 def _set(settings: Settings, *left_out: str) -> str:
-    """Every value of some settings: lr 0.01, momentum 0.9."""
-    return ", ".join(f"{key} {value}" for key, value in settings if key not in left_out and value not in ({}, None))
+    """What some settings turn on, and their numbers: lr 0.01, momentum 0.9."""
+    said = []
+    for key, value in settings:
+        if key in left_out or value in (None, False, "none", {}) or _SAYS_NOTHING.get(key) == value:
+            continue
+        said.append(f"{key} ({_set(value)})" if isinstance(value, Settings) else f"{key} {value}")
+    return ", ".join(said)
 
 
 def source(settings: SourceSettings) -> str:
     """How the source takes part."""
-    return _set(settings, "train", "val") if settings.rehearsal else "measures what is forgotten; L_S is not computed"
+    if not settings.rehearsal:
+        return "measures what is forgotten, and serves penalties; L_S is not computed"
+    return "L_S on a cycle of its own" + ("; " + given if (given := _set(settings, "train", "val")) else "")
 
 
 def penalty(name: str, settings: PenaltySettings, needs: Sequence[str]) -> str:
