@@ -133,3 +133,25 @@ def test_check_finds_the_placeholder_among_the_ants_only_where_it_is_not_exclude
     assert any("imageNotFound.gif" in note and "left out" in note for note in excluded["notes"])
     train = f"target.train={real_data}/ants-bees/train"
     assert any("1 GIF: the first frame is used" in note for note in _run("check", spec, "--set", train)["notes"])
+
+
+def test_rehearsal_keeps_of_the_source_what_plain_fine_tuning_forgets(tmp_path: Path, real_data: Path) -> None:
+    """Tiny ImageNet's 200 classes, 2,000 validation images, while 10 classes of CIFAR-10 are learnt for five epochs."""
+    (tmp_path / "cifar10.yaml").write_text(f"""
+backbone:
+  name: resnet18
+  weights: {{path: {real_data}/resnet18-tinyimagenet.pth, classes: {real_data}/tiny-imagenet-classes.json}}
+preprocess: {{resize: 64, crop: 64}}
+target: {{train: {real_data}/cifar10-mini/train, val: 0.2}}
+source: {{train: {real_data}/tiny-imagenet-mini/train, val: {real_data}/tiny-imagenet-mini/val, label_smoothing: 0.1}}
+epochs: 5
+keep: last
+""")
+    changes = {}
+    for rehearsal in ("true", "false"):
+        settings = ("--set", f"source.rehearsal={rehearsal}", "--runs-dir", tmp_path / "runs")
+        answer = _run("finetune", tmp_path / "cifar10.yaml", *settings)
+        assert answer["source"]["before"]["accuracy"] == pytest.approx(0.473, abs=0.003)  # what its weights.json says
+        changes[rehearsal] = answer["source"]
+    assert changes["false"]["accuracy_change_high"] < 0
+    assert changes["true"]["accuracy_change"] > changes["false"]["accuracy_change"] + 0.03
