@@ -267,7 +267,9 @@ def _loader(dataset: Any, steps: Iterable[Any], workers: int) -> Iterable[list[A
 
 
 def _leave_quietly(worker: int) -> None:
-    """SIGTERM sent to the whole process group: the main process says so, a worker just goes."""
+    """Signals sent to the whole process group: the main process says so and ends its workers. At SIGTERM a worker just
+    goes; at SIGINT it waits for that, as one that dies in a queue's lock can leave the main process hanging."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
