@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from transferctl import __version__, cli
+from transferctl import __version__, cli, loaders
 from transferctl.cli import app
 
 VERBS = ["check", "pretrain", "extract", "finetune", "eval", "schema"]
@@ -290,6 +290,14 @@ def test_a_locale_without_greek_gets_escapes(spec_file):
 
 
 # -- signals ------------------------------------------------------------------------------------------
+
+
+def test_a_signal_that_comes_where_an_exception_would_be_lost_is_raised_after_it():
+    done = False
+    with pytest.raises(KeyboardInterrupt), loaders.signals_wait():
+        signal.raise_signal(signal.SIGINT)
+        done = True
+    assert done and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

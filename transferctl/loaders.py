@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, NamedTuple
@@ -245,18 +247,19 @@ def broken_error(broken: Sequence[Unreadable]) -> BrokenSamples:
 
 
 def _batches(images: _Images, steps: Iterator[list[Key]], task: Task, workers: int) -> Generator[Batch]:
-    for rows in _loader(images, steps, workers):
-        if broken := [row.image for row in rows if isinstance(row.image, Unreadable)]:
-            raise broken_error(broken)
-        samples, labels, names = ([row[part] for row in rows] for part in (0, 1, 3))
-        yield task.collate(samples, labels, sum(row.is_source for row in rows), names)
+    with closing(_loader(images, steps, workers)) as loaded:
+        for rows in loaded:
+            if broken := [row.image for row in rows if isinstance(row.image, Unreadable)]:
+                raise broken_error(broken)
+            samples, labels, names = ([row[part] for row in rows] for part in (0, 1, 3))
+            yield task.collate(samples, labels, sum(row.is_source for row in rows), names)
 
 
-def _loader(dataset: Any, steps: Iterable[Any], workers: int) -> Iterable[list[Any]]:
+def _loader(dataset: Any, steps: Iterable[Any], workers: int) -> Generator[list[Any]]:
     """For each step the list of dataset[key] for its keys. Steps are taken as they are needed.
 
     fork where it is safe and cheap: a worker imports nothing again. Elsewhere the platform's default."""
-    return DataLoader(
+    loader = DataLoader(
         dataset,
         batch_sampler=steps,
         collate_fn=_keep,
@@ -264,6 +267,31 @@ def _loader(dataset: Any, steps: Iterable[Any], workers: int) -> Iterable[list[A
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         worker_init_fn=_leave_quietly if workers else None,
     )
+    with signals_wait():
+        rows = iter(loader)
+    try:
+        yield from rows
+    finally:
+        with signals_wait():
+            del rows  # ends the workers, in __del__
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """SIGINT and SIGTERM that come inside are raised at its end. Python drops an exception that is raised in a
+    __del__, where torch ends its workers; and a worker that is not set up yet would die of the signal."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # handlers run in the main thread alone, and only it may set them
+        return
+    came: list[int] = []
+    before = {signum: signal.signal(signum, lambda n, _: came.append(n)) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def _leave_quietly(worker: int) -> None:
