@@ -65,6 +65,19 @@ def spec(tmp_path: Path, image_folder: Callable[..., Path]) -> Path:
     return tmp_path / "tiny.yaml"
 
 
+@pytest.fixture(scope="session")
+def call() -> Callable[..., dict[str, Any]]:
+    """call("extract", spec): the one JSON object of a command that succeeds."""
+
+    def run(*arguments: object) -> dict[str, Any]:
+        result = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+        assert result.exit_code == 0, result.output
+        answer: dict[str, Any] = json.loads(result.stdout)
+        return answer
+
+    return run
+
+
 @pytest.fixture
 def invoke() -> Callable[..., tuple[int, dict[str, Any]]]:
     """invoke("extract", spec): exit code and the one JSON object on stdout."""

@@ -110,20 +110,13 @@ optimizer: {lr: 0.02}
 """
 
 
-def invoke_once(*arguments: object) -> dict[str, Any]:
-    result = CliRunner().invoke(app, [*map(str, arguments), "--json"])
-    assert result.exit_code == 0, result.output
-    answer: dict[str, Any] = json.loads(result.stdout)
-    return answer
-
-
 @pytest.fixture(scope="module")
-def tuned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def tuned(call: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Fine-tuning on two digits of a network that knows three others: what its command prints as JSON."""
     folder = tmp_path_factory.mktemp("forgetting")
     (folder / "spec.yaml").write_text(SPEC)
     settings = ("--set", "source.rehearsal=false", "--runs-dir", folder / "runs")
-    return invoke_once("finetune", folder / "spec.yaml", *settings)
+    return call("finetune", folder / "spec.yaml", *settings)
 
 
 def test_eval_says_what_was_forgotten_as_fine_tuning_did(tuned: Any, tmp_path: Path, invoke: Invoke) -> None:
@@ -244,12 +237,12 @@ def test_without_a_trained_head_at_the_start_there_is_a_score_and_no_change(tune
 
 
 def test_training_images_of_the_source_in_what_is_scored_are_said(
-    image_folder: Callable[..., Path], tmp_path: Path
+    call: Any, image_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     (tmp_path / "spec.yaml").write_text(SPEC)
     source = f"source={{train: {image_folder('lions', old=6, young=6)}, val: {image_folder('cats', old=3, young=3)}}}"
     settings = ("--set", source, "--set", "pretrain.epochs=1", "--runs-dir", tmp_path / "runs")
-    run = invoke_once("pretrain", tmp_path / "spec.yaml", *settings)["run"]
+    run = call("pretrain", tmp_path / "spec.yaml", *settings)["run"]
     arguments = ["eval", run, "--source", "--runs-dir", str(tmp_path / "runs")]
     own = CliRunner().invoke(app, [*arguments, "--data", str(tmp_path / "lions")])
     other = CliRunner().invoke(app, [*arguments, "--data", str(tmp_path / "cats")])

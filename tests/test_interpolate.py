@@ -38,13 +38,6 @@ optimizer: {lr: 0.02}
 """
 
 
-def call(*arguments: object) -> dict[str, Any]:
-    result = CliRunner().invoke(app, [*map(str, arguments), "--json"])
-    assert result.exit_code == 0, result.output
-    answer: dict[str, Any] = json.loads(result.stdout)
-    return answer
-
-
 class Trained(NamedTuple):
     """extracted: where fine-tuning started, its target head trained; tuned: where it came to. JSON of each."""
 
@@ -54,7 +47,7 @@ class Trained(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(call: Any, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("interpolate")
     (folder / "spec.yaml").write_text(SPEC)
     extracted = call("extract", folder / "spec.yaml", "--runs-dir", folder / "runs")
@@ -140,7 +133,7 @@ def test_the_ends_have_the_scores_of_start_and_best(trained: Trained, tmp_path: 
     assert not (Path(answer["run"]) / "checkpoints").exists()
 
 
-def test_the_plot_has_a_label_a_point_and_the_same_bytes_each_time(trained: Trained, tmp_path: Path) -> None:
+def test_the_plot_has_a_label_a_point_and_the_same_bytes_each_time(call: Any, trained: Trained, tmp_path: Path) -> None:
     drawn = []
     for folder, settings in (("a", []), ("b", []), ("c", ["--set", "source.val=none"])):
         arguments = (
@@ -175,7 +168,7 @@ def test_one_table_shows_every_alpha(trained: Trained, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def halfway(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def halfway(call: Any, trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     runs = tmp_path_factory.mktemp("halfway")
     return call("eval", trained.tuned["run"], "--interpolate", "0.5", "--runs-dir", runs)
 
@@ -259,7 +252,7 @@ def test_a_run_without_a_start_exits_4_with_the_fix(trained: Trained, tmp_path: 
 
 
 def test_one_alpha_says_what_was_forgotten_and_may_be_gated_on_it(
-    trained: Trained, tmp_path: Path, invoke: Invoke
+    call: Any, trained: Trained, tmp_path: Path, invoke: Invoke
 ) -> None:
     arguments = ("eval", trained.tuned["run"], "--interpolate", "0.5", "--runs-dir", tmp_path)
     answer = call(*arguments)

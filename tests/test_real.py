@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -17,9 +16,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torchvision import models
 from torchvision.transforms import v2
-from typer.testing import CliRunner
-
-from transferctl.cli import app
 
 pytestmark = pytest.mark.real
 
@@ -60,21 +56,14 @@ def _independent_features(data: Path, split: str) -> tuple[np.ndarray, np.ndarra
     return np.array(rows), np.array(labels)
 
 
-def _run(*arguments: object) -> dict[str, Any]:
-    result = CliRunner().invoke(app, [*map(str, arguments), "--json"])
-    assert result.exit_code == 0, result.output
-    answer: dict[str, Any] = json.loads(result.stdout)
-    return answer
-
-
 @pytest.fixture(scope="module")
-def extracted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, int], dict[str, Any]]:
+def extracted(call: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, int], dict[str, Any]]:
     """extracted(data, seed): the summary of an extract run, made once a seed."""
     folder = tmp_path_factory.mktemp("extracted")
 
     @cache
     def run(data: Path, seed: int) -> dict[str, Any]:
-        return _run("extract", _spec(folder, data), "--set", f"seed={seed}", "--runs-dir", folder)
+        return call("extract", _spec(folder, data), "--set", f"seed={seed}", "--runs-dir", folder)
 
     return run
 
@@ -96,14 +85,16 @@ def test_extract_is_within_a_point_of_scikit_learns_logistic_regression(extracte
     assert np.mean(ours) >= best - 0.01, (ours, best)
 
 
-def test_fine_tuning_does_not_end_two_points_below_extraction(extracted: Any, tmp_path: Path, real_data: Path) -> None:
+def test_fine_tuning_does_not_end_two_points_below_extraction(
+    call: Any, extracted: Any, tmp_path: Path, real_data: Path
+) -> None:
     """Selected on a held-out part of train, scored on the 153 photographs, three seeds."""
     before, after = [], []
     settings = ("--set", "frozen=layer3", "--set", "epochs=3", "--set", "optimizer.lr=0.001", "--runs-dir", tmp_path)
     for seed in SEEDS:
         start = extracted(real_data, seed)
         spec = _spec(tmp_path, real_data)
-        tuned = _run("finetune", spec, "--from", start["run"], "--set", f"seed={seed}", *settings)
+        tuned = call("finetune", spec, "--from", start["run"], "--set", f"seed={seed}", *settings)
         before.append(start["test"]["accuracy"])
         after.append(tuned["test"]["accuracy"])
     assert np.mean(after) >= np.mean(before) - 0.02, (before, after)
@@ -111,7 +102,7 @@ def test_fine_tuning_does_not_end_two_points_below_extraction(extracted: Any, tm
 
 
 def test_folders_renamed_into_another_order_score_the_same_through_a_manifest(
-    extracted: Any, tmp_path: Path, real_data: Path
+    call: Any, extracted: Any, tmp_path: Path, real_data: Path
 ) -> None:
     run = extracted(real_data, 0)
     rows = ["path,label"]
@@ -119,23 +110,25 @@ def test_folders_renamed_into_another_order_score_the_same_through_a_manifest(
         shutil.copytree(real_data / "ants-bees" / "val" / name, tmp_path / "val" / other)
         rows += [f"val/{other}/{path.name},{name}" for path in (tmp_path / "val" / other).iterdir()]
     (tmp_path / "val.csv").write_text("\n".join(rows))
-    scored = _run("eval", run["run"], "--data", tmp_path / "val.csv", "--runs-dir", tmp_path)
+    scored = call("eval", run["run"], "--data", tmp_path / "val.csv", "--runs-dir", tmp_path)
     assert scored["n"] == 153
     assert (scored["accuracy"], scored["per_class"]) == (run["test"]["accuracy"], run["test"]["per_class"])
     assert scored["loss"] == pytest.approx(run["test"]["loss"], abs=1e-6)
 
 
 def test_check_finds_the_placeholder_among_the_ants_only_where_it_is_not_excluded(
-    tmp_path: Path, real_data: Path
+    call: Any, tmp_path: Path, real_data: Path
 ) -> None:
     spec = _spec(tmp_path, real_data)
-    excluded = _run("check", spec)
+    excluded = call("check", spec)
     assert any("imageNotFound.gif" in note and "left out" in note for note in excluded["notes"])
     train = f"target.train={real_data}/ants-bees/train"
-    assert any("1 GIF: the first frame is used" in note for note in _run("check", spec, "--set", train)["notes"])
+    assert any("1 GIF: the first frame is used" in note for note in call("check", spec, "--set", train)["notes"])
 
 
-def test_rehearsal_keeps_of_the_source_what_plain_fine_tuning_forgets(tmp_path: Path, real_data: Path) -> None:
+def test_rehearsal_keeps_of_the_source_what_plain_fine_tuning_forgets(
+    call: Any, tmp_path: Path, real_data: Path
+) -> None:
     """Tiny ImageNet's 200 classes, 2,000 validation images, while 10 classes of CIFAR-10 are learnt for five epochs."""
     (tmp_path / "cifar10.yaml").write_text(f"""
 backbone:
@@ -150,7 +143,7 @@ keep: last
     changes = {}
     for rehearsal in ("true", "false"):
         settings = ("--set", f"source.rehearsal={rehearsal}", "--runs-dir", tmp_path / "runs")
-        answer = _run("finetune", tmp_path / "cifar10.yaml", *settings)
+        answer = call("finetune", tmp_path / "cifar10.yaml", *settings)
         assert answer["source"]["before"]["accuracy"] == pytest.approx(0.473, abs=0.003)  # what its weights.json says
         changes[rehearsal] = answer["source"]
     assert changes["false"]["accuracy_change_high"] < 0
