@@ -71,7 +71,7 @@ def _show_plan(spec: Spec, domains: Mapping[str, DomainData], display: Display) 
     pipeline.check_head_size(spec, target.classes)
     compute = pipeline.chosen_device(spec, display)
     model = _model(spec, domains, display)
-    pipeline.say_unused(spec, ["baseline"], "finetune", display)
+    pipeline.say_unused(spec, plan.unused(spec), "finetune", display)
     stages = plan.stage_rows(spec, model)
     plan.say_idle_rates(spec, stages, display)
     title = f"Stages of {spec.backbone.name} under frozen: {in_words(spec.frozen_by_epoch())}"

@@ -99,15 +99,14 @@ def _set_up(spec: Spec, runs_dir: Path, display: Display) -> _Setup:
     target = pipeline.load_target(spec, display)
     source = pipeline.load_source(spec, display) if spec.source else None
     compute = pipeline.chosen_device(spec, display)
-    with_weights = spec if spec.from_run else pretrain.ensure_source(spec, runs_dir, display)
+    with_weights = spec if spec.from_run else pretrain.ensure_source(spec, runs_dir, display, source)
     start = starting.model(with_weights, target, source, display)
     if spec.from_run:
         spec = spec.model_copy(update={"head": starting.head_settings(start.model)})
     plan.say(spec, start.model, display)
     if start.source and not len(start.source.val):
         display.note("source.val is none: what is forgotten is not measured")
-    stage0 = spec.backbone.weights == "source" and not spec.from_run
-    pipeline.say_unused(spec, ["baseline", *([] if stage0 else ["pretrain"])], "finetune", display)
+    pipeline.say_unused(spec, plan.unused(spec), "finetune", display)
     domains = {"target": target} | ({"source": start.source} if start.source else {})
     settings = {"target": (spec.label_smoothing, spec.target.balance)}
     if spec.source:

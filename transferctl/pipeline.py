@@ -246,25 +246,19 @@ def keep_source_head(model: TransferModel, start: Pretrained) -> None:
 
 
 def say_unused(spec: Spec, keys: Sequence[str], verb: str, display: Display) -> None:
-    """One spec serves several verbs; what this one does not read is said, not ignored in silence."""
-    unused = [*_set(spec, keys, "")]
-    of_the_step = ["batch_size", "label_smoothing", "augment", "gradient_cosine"]
-    if spec.source and verb == "finetune" and not spec.source.rehearsal:
-        unused += _set(spec.source, [*of_the_step, "balance"], "source.")
-    if spec.source and verb.startswith("pretrain"):
-        unused += _set(spec.source, [*of_the_step, "rehearsal"], "source.")
-    if unused:
+    """One spec serves several verbs; what this one does not read is said, not ignored in silence. keys: names of
+    fields, dotted (`source.batch_size`)."""
+    if unused := [written for key in keys if (written := _written(spec, *key.split(".")))]:
         display.note(f"{verb} does not use: {', '.join(unused)}")
 
 
-def _set(settings: Settings, keys: Sequence[str], prefix: str) -> list[str]:
-    """Those of the keys whose value is not the default, as people write them."""
-    fields = type(settings).model_fields
-    return [
-        prefix + (fields[key].alias or key)
-        for key in keys
-        if getattr(settings, key) != fields[key].get_default(call_default_factory=True)
-    ]
+def _written(settings: Settings, key: str, *within: str) -> str | None:
+    """The key as people write it, if its value is not the default."""
+    value, field = getattr(settings, key), type(settings).model_fields[key]
+    if within:
+        inner = _written(value, *within) if value is not None else None
+        return f"{key}.{inner}" if inner else None
+    return None if value == field.get_default(call_default_factory=True) else field.alias or key
 
 
 def chosen_device(spec: Spec, display: Display) -> Compute:

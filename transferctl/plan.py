@@ -36,6 +36,20 @@ def say_idle_rates(spec: Spec, rows: Sequence[Sequence[Any]], display: Display) 
             display.note(f"optimizer.stage_lr.{stage} has no effect: nothing of it trains")
 
 
+def unused(spec: Spec) -> list[str]:
+    """What fine-tuning does not read of the spec, as keys for `pipeline.say_unused`."""
+    stage0 = spec.backbone.weights == "source" and not spec.from_run
+    measured_alone = spec.source is not None and not spec.source.rehearsal
+    return [
+        "baseline",
+        *([] if stage0 else ["pretrain"]),
+        *([f"source.{key}" for key in (*OF_THE_JOINT_STEP, "balance")] if measured_alone else []),
+    ]
+
+
+OF_THE_JOINT_STEP = ("batch_size", "label_smoothing", "augment", "gradient_cosine")  # keys of `source`
+
+
 def in_symbols(spec: Spec) -> str:
     weights = {name: settings.weight for name, settings in spec.penalties.chosen().items()}
     rehearsed = spec.source is not None and spec.source.rehearsal

@@ -7,28 +7,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transferctl import loaders, pipeline, results, runs, stage0, starting, training, yamlfile
+from transferctl import loaders, pipeline, plan, results, runs, stage0, starting, training, yamlfile
 from transferctl.data import DomainData
 from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.errors import SpecError
 from transferctl.model import BatchNorm, TransferModel
 from transferctl.objective import Objective
+from transferctl.scoring import SCORING_BATCH
 from transferctl.spec import Spec, WeightsFile
 from transferctl.wording import counted
 
 
 def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     """Train on `source` from random weights (or from `backbone.weights`), as `pretrain:` says."""
-    return _train(spec, _prepare(spec, display), runs_dir, display)
+    return _train(spec, _prepare(spec, pipeline.load_source(spec, display), display), runs_dir, display)
 
 
-def ensure_source(spec: Spec, runs_dir: Path, display: Display) -> Spec:
+def ensure_source(spec: Spec, runs_dir: Path, display: Display, source: DomainData | None = None) -> Spec:
     """With `weights: source`, run stage 0 and start from its run, or from an earlier one in `runs_dir` that was
-    identical; otherwise the spec as it is."""
+    identical; otherwise the spec as it is. source: its data, where the caller has loaded it."""
     if spec.backbone.weights != "source":
         return spec
-    start = _prepare(spec, display)
+    start = _prepare(spec, source or pipeline.load_source(spec, display), display)
     found = stage0.find(runs_dir, start.fingerprint, display)
     if found is not None:
         display.note(f"stage 0: {found} is identical (data, architecture, settings, seed); not trained again")
@@ -48,9 +49,8 @@ class _Start:
     fingerprint: str
 
 
-def _prepare(spec: Spec, display: Display) -> _Start:
+def _prepare(spec: Spec, source: DomainData, display: Display) -> _Start:
     """Reads every source sample: for the fingerprint, and so that a broken one does not cost the training before it."""
-    source = pipeline.load_source(spec, display)
     if not len(source.val):
         raise SpecError.at("source.val", "is none, and pretraining selects its best epoch by it")
     start = pipeline.load_backbone(pipeline.from_random_weights(spec) if spec.backbone.weights == "source" else spec)
@@ -73,6 +73,7 @@ def _train(spec: Spec, start: _Start, runs_dir: Path, display: Display) -> dict[
     settings = spec.pretrain
     unused = ["from_run", "frozen", "batchnorm", "head", "head_first", "target_weight", "penalties", "baseline"]
     unused += ["augment", "ema", "keep", "early_stopping", "label_smoothing"]  # those under `pretrain` count
+    unused += [f"source.{key}" for key in (*plan.OF_THE_JOINT_STEP, "rehearsal")]
     pipeline.say_unused(spec, unused, "pretrain (everything is trained)", display)
     display.note(
         f"pretrain: {spec.backbone.name} from {start.origin}, min over θ of L_S, {counted(settings.epochs, 'epoch')}"
@@ -84,7 +85,7 @@ def _train(spec: Spec, start: _Start, runs_dir: Path, display: Display) -> dict[
         batch_size=settings.batch_size, source_batch_size=0, epochs=settings.epochs, seed=spec.seed, workers=workers,
     )  # fmt: skip
     validation = partial(
-        loaders.evaluation_batches, source.val, task, model.preprocessing, batch_size=256, workers=workers
+        loaders.evaluation_batches, source.val, task, model.preprocessing, batch_size=SCORING_BATCH, workers=workers
     )
     assert spec.source is not None, "load_source has refused that"
     loss = pipeline.domain_loss(settings.label_smoothing, spec.source.balance, source.train, source.classes, compute)
