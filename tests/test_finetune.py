@@ -509,3 +509,13 @@ def test_penalties_look_at_what_will_train_not_at_what_heads_first_has_frozen(
     ewc = ("--set", "penalties.ewc={weight: 0.001, samples: 3}", "--runs-dir", tmp_path / "runs")
     text = said("finetune", spec, *stage0, *source(more=", rehearsal: false"), *settings, *ewc)
     assert "penalties.ewc" in text and "that trains, 0," not in text
+
+
+def test_the_classes_of_weights_that_are_not_used_are_no_ones_fault(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
+    """With --from the head is the run's; that none of its classes is the source's makes a new one, as ever."""
+    runs = ("--runs-dir", tmp_path / "runs")
+    _, extracted = invoke("extract", spec, *runs)
+    (tmp_path / "classes.txt").write_text("zero\none\n")
+    unused = ("--set", "backbone.weights={path: net.pth, classes: classes.txt}", "--set", "optimizer.lr=1e-4")
+    code, _ = invoke("finetune", spec, "--from", extracted["run"], *unused, *source(), *runs, "--set", "epochs=1")
+    assert code == 0

@@ -95,8 +95,7 @@ def in_run_folder(
         ):
             folder.summary["evaluated"] = str(trained)
             yield folder
-    except GateMissed as error:
-        error.summary = folder.summary  # as summary.json has it, with how the run ended
+    except GateMissed:
         display.result(str(folder.path))
         raise
     display.result(str(folder.path))

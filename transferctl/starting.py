@@ -47,10 +47,11 @@ def model(spec: Spec, target: DomainData, source: DomainData | None, display: Di
     fresh: tuple[str, ...] = () if spec.from_run else ("target",)
     if source:
         source, is_new = align_source(source, started, names, spec.seed, display)
-        if is_new and isinstance(spec.backbone.weights, WeightsFile) and spec.backbone.weights.classes:
+        weights_of = None if spec.from_run else spec.backbone.weights
+        if is_new and isinstance(weights_of, WeightsFile) and weights_of.classes:
             raise DataError(
-                f"source.train: none of its classes ({shown(source.classes)}) is in {spec.backbone.weights.classes}; "
-                "name its folders as that file does, by id or name, or remove backbone.weights.classes"
+                f"source.train: none of its classes ({shown(source.classes)}) is in {weights_of.classes}; name its "
+                "folders as that file does, by id or name, or remove backbone.weights.classes"
             )
         fresh += ("source",) if is_new else ()
         if is_new and spec.source and not spec.source.rehearsal and not spec.head_first:
