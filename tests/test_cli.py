@@ -292,7 +292,16 @@ def test_a_locale_without_greek_gets_escapes(spec_file):
 # -- signals ------------------------------------------------------------------------------------------
 
 
-def test_a_signal_that_comes_where_an_exception_would_be_lost_is_raised_after_it():
+@pytest.fixture
+def heeds_sigint():
+    """SIGINT as on a terminal, for this process and those that it starts: in the background of a shell script it is
+    ignored, and whoever starts the tests from there would see them wait in vain."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_that_comes_where_an_exception_would_be_lost_is_raised_after_it(heeds_sigint):
     done = False
     with pytest.raises(KeyboardInterrupt), loaders.signals_wait():
         signal.raise_signal(signal.SIGINT)
@@ -301,7 +310,9 @@ def test_a_signal_that_comes_where_an_exception_would_be_lost_is_raised_after_it
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_to_the_process_group_ends_with_its_code_and_no_traceback(image_folder, tmp_path, signum, code):
+def test_a_signal_to_the_process_group_ends_with_its_code_and_no_traceback(
+    image_folder, tmp_path, signum, code, heeds_sigint
+):
     """As a terminal or a CI runner sends it: to the workers too."""
     train = image_folder("train", a=40, b=40)
     (tmp_path / "spec.yaml").write_text(
