@@ -54,7 +54,7 @@ def fitted(batches: list[Batch], *, target_weight: float, lr: float, **freezing:
     settings = HeadTrainingSettings(epochs=len(batches) // 2, optimizer=SgdSettings(lr=lr), schedule=CONSTANT)
     validation = lambda: iter([Batch(batches[0].inputs[-2:], torch.tensor([0, 1]))])  # noqa: E731
     training.fit(
-        model, Objective(classification, target_weight), settings, stream, validation, model.features, CPU, Display(),
+        model, Objective(classification, target_weight), settings, stream, validation, model.features_of, CPU, Display(),
         seed=0, **({"frozen": {1: "none"}, "batchnorm": BatchNorm()} | freezing),
     )  # fmt: skip
     return model

@@ -82,7 +82,16 @@ def fit(model: TransferModel, settings: HeadTrainingSettings, **how: Any) -> Fit
     how = {"frozen": {1: "none"}, "batchnorm": BatchNorm(thawed="train"), **how}
     stream = Stream(batches, len(TRAIN), 5 * len(TRAIN))
     return training.fit(
-        model, objective, settings, stream, lambda: iter(VAL), model.features, CPU, Display(as_json=True), seed=0, **how
+        model,
+        objective,
+        settings,
+        stream,
+        lambda: iter(VAL),
+        model.features_of,
+        CPU,
+        Display(as_json=True),
+        seed=0,
+        **how,
     )
 
 

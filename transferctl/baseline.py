@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from transferctl import loaders, pipeline, scoring, training
+from transferctl import pipeline, scoring, training
 from transferctl.data import DomainData
 from transferctl.device import Compute
 from transferctl.display import Display
+from transferctl.inputs import Inputs
 from transferctl.model import BatchNorm, TransferModel
 from transferctl.objective import Objective
-from transferctl.scoring import SCORING_BATCH
 from transferctl.spec import Spec
 
 ARMS = {"transfer": "transfer: frozen features + new head", "scratch": "from scratch"}
@@ -56,26 +56,21 @@ def _from_scratch(spec: Spec, epochs: int, target: DomainData, compute: Compute,
     model.add_new_head("target", target.classes, hidden=spec.head.hidden, dropout=spec.head.dropout, seed=spec.seed)
     model.to(compute.device)
     settings = spec.pretrain.model_copy(update={"epochs": epochs, "batch_size": spec.batch_size})
-    workers = loaders.workers_for(spec.workers, target.train)
-    augment = {"target": pipeline.augmentation(settings)}
+    inputs = Inputs(task, model.preprocessing, spec.workers, compute)
     loss = pipeline.domain_loss(settings.label_smoothing, spec.target.balance, target.train, target.classes, compute)
-    stream = loaders.training_stream(
-        target.train, None, task, model.preprocessing, augment,
-        batch_size=settings.batch_size, source_batch_size=0, epochs=epochs, seed=spec.seed, workers=workers,
+    stream = inputs.training_stream(
+        target.train, None, {"target": pipeline.augmentation(settings)},
+        batch_size=settings.batch_size, epochs=epochs, seed=spec.seed,
     )  # fmt: skip
-    batches_of = partial(
-        loaders.evaluation_batches,
-        task=task, preprocessing=model.preprocessing, batch_size=SCORING_BATCH, workers=workers,
-    )  # fmt: skip
-    validation = partial(batches_of, target.val)
+    validation = partial(inputs.scoring_batches, target.val)
     fitted = training.fit(
-        model, Objective(task, domains={"target": loss}), settings, stream, validation, model.features, compute,
+        model, Objective(task, domains={"target": loss}), settings, stream, validation, model.features_of, compute,
         display, seed=spec.seed, frozen={1: "none"}, batchnorm=BatchNorm(thawed="train"),
-        settings_key="pretrain.", mixing=pipeline.mixing(augment),
+        settings_key="pretrain.",
     )  # fmt: skip
     model.load_state_dict(fitted.best_state, strict=False)
     scored = target.val if target.test is None else target.test
-    return float(scoring.measure(model, task, batches_of(scored), model.features, compute)["accuracy"])
+    return float(scoring.measure(model, task, inputs.scoring_batches(scored), model.features_of, compute)["accuracy"])
 
 
 def _compared(rows: Sequence[Mapping[str, Any]], scored: str, n_train: int, display: Display) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from transferctl import checkpoint, evaldata, forgetting, gates, loaders, pipeline, results, runs, scoring, yamlfile
+from transferctl import checkpoint, evaldata, forgetting, gates, pipeline, results, runs, scoring, yamlfile
 from transferctl.checkpoint import Checkpoint
 from transferctl.contracts import Task
 from transferctl.data import Split
@@ -19,10 +19,10 @@ from transferctl.display import Display
 from transferctl.errors import CheckpointError, GateMissed, Problem, SpecError
 from transferctl.forgetting import Scored
 from transferctl.gates import Gate
+from transferctl.inputs import Inputs
 from transferctl.model import TransferModel, restore
 from transferctl.results import Predictions
 from transferctl.runs import Run
-from transferctl.scoring import SCORING_BATCH
 from transferctl.spec import Spec
 
 # What may differ from the run's spec; all else comes with the checkpoint, and an override would do nothing.
@@ -113,10 +113,9 @@ def score(
         if predictions is not None:
             predictions(logits, labels)
 
-    workers = loaders.workers_for(spec.workers, scored)
-    batches = loaders.evaluation_batches(scored, task, model.preprocessing, batch_size=SCORING_BATCH, workers=workers)
+    batches = Inputs(task, model.preprocessing, spec.workers, compute).scoring_batches(scored)
     model.to(compute.device)
-    metrics = scoring.measure(model, task, batches, model.features, compute, domain, record)
+    metrics = scoring.measure(model, task, batches, model.features_of, compute, domain, record)
     return metrics, outcomes.outcomes()
 
 

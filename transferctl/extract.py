@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from transferctl import baseline, features, heads, pipeline, pretrain, results, runs, scoring, yamlfile
-from transferctl.contracts import Features
 from transferctl.display import Display
 from transferctl.model import BatchNorm, TransferModel
 from transferctl.runs import Run
@@ -46,7 +45,7 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
         _save(folder, model, fitted)
         folder.summary |= {"best": fitted.best, "last": fitted.last}
         scoring.score_best(folder, model, task, target, lambda split: features.evaluation_batches(tables[split.name]),
-                           Features, compute, display)  # fmt: skip
+                           features.of_batch, compute, display)  # fmt: skip
         if spec.baseline:
             again = partial(run, runs_dir=runs_dir, display=display)
             folder.summary["baseline"] = baseline.compare(spec, folder.summary, again, compute, display)

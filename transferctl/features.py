@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from transferctl import loaders
-from transferctl.contracts import Batch, Task
+from transferctl.contracts import Batch, Features, Task
 from transferctl.data import Split
 from transferctl.device import Compute
 from transferctl.display import Display
@@ -71,6 +71,10 @@ def training_stream(table: FeatureTable, *, batch_size: int, epochs: int, seed: 
         for drawn in loaders.epoch_batches(table.split.labels, batch_size, seed, epoch, table.split.balanced)
     )
     return Stream(batches, loaders.steps_per_epoch(len(table), batch_size), len(table))
+
+
+def of_batch(batch: Batch) -> Features:
+    return Features(batch.inputs)
 
 
 def evaluation_batches(table: FeatureTable, batch_size: int = 4096) -> Iterator[Batch]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Any
 from transferctl import (
     forgetting,
     heads,
-    loaders,
     penalising,
     pipeline,
     plan,
@@ -23,15 +22,15 @@ from transferctl import (
     training,
     yamlfile,
 )
-from transferctl.contracts import Batch, Task
+from transferctl.contracts import Task
 from transferctl.data import DomainData, Split
 from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.forgetting import Scored
+from transferctl.inputs import Inputs
 from transferctl.model import Original, TransferModel
 from transferctl.objective import DomainLoss, Objective
 from transferctl.runs import Run
-from transferctl.scoring import SCORING_BATCH
 from transferctl.spec import HeadFirstSettings, Spec
 from transferctl.training import Fitted
 
@@ -50,18 +49,13 @@ class _Setup:
     task: Task
     compute: Compute
     display: Display
-    workers: int
+    inputs: Inputs
 
     @property
     def splits(self) -> dict[str, Split]:
         return {
             name: split for domain, data in self.domains.items() for name, split in data.named_splits(domain).items()
         }
-
-    def scoring_batches(self, split: Split) -> Iterator[Batch]:
-        return loaders.evaluation_batches(
-            split, self.task, self.model.preprocessing, batch_size=SCORING_BATCH, workers=self.workers
-        )
 
 
 def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
@@ -86,7 +80,7 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
         fitted = _fit(setup, folder)
         model.load_state_dict(fitted.best_state, strict=False)
         scoring.score_best(
-            folder, model, setup.task, target, setup.scoring_batches, model.features, setup.compute, display
+            folder, model, setup.task, target, setup.inputs.scoring_batches, model.features_of, setup.compute, display
         )
         if after := _score_source(setup):
             _report_source(before, after, fitted, folder, display)
@@ -115,9 +109,9 @@ def _set_up(spec: Spec, runs_dir: Path, display: Display) -> _Setup:
         domain: pipeline.domain_loss(*settings[domain], data.train, data.classes, compute)
         for domain, data in domains.items()
     }
-    workers = max(loaders.workers_for(spec.workers, split) for data in domains.values() for split in data.splits())
     model, task = start.model.to(compute.device), pipeline.task_of(spec)
-    return _Setup(spec, model, start.origin, start.fresh_heads, domains, losses, task, compute, display, workers)
+    inputs = Inputs(task, model.preprocessing, spec.workers, compute)
+    return _Setup(spec, model, start.origin, start.fresh_heads, domains, losses, task, compute, display, inputs)
 
 
 def _heads_first(setup: _Setup, settings: HeadFirstSettings, folder: Run) -> tuple[str, ...]:
@@ -152,15 +146,15 @@ def _fit(setup: _Setup, folder: Run) -> Fitted:
     frozen, batchnorm = spec.frozen_by_epoch(), pipeline.batchnorm(spec)
     model.freeze([*frozen.values()][-1], batchnorm)  # heads first left all frozen; penalties look at what will train
     objective = _objective(setup)
-    stream = loaders.training_stream(
-        target.train, rehearsed, setup.task, model.preprocessing, augment,
-        batch_size=spec.batch_size, source_batch_size=(spec.source and spec.source.batch_size) or spec.batch_size,
-        epochs=spec.epochs, seed=spec.seed, workers=setup.workers,
+    stream = setup.inputs.training_stream(
+        target.train, rehearsed, augment, batch_size=spec.batch_size,
+        source_batch_size=(spec.source and spec.source.batch_size) or spec.batch_size,
+        epochs=spec.epochs, seed=spec.seed,
     )  # fmt: skip
     return training.fit(
-        model, objective, spec, stream, partial(setup.scoring_batches, target.val), model.features, setup.compute,
-        setup.display, seed=spec.seed, frozen=frozen, batchnorm=batchnorm,
-        mixing=pipeline.mixing(augment), log_cosine=spec.source is not None and spec.source.gradient_cosine, run=folder,
+        model, objective, spec, stream, partial(setup.inputs.scoring_batches, target.val), model.features_of,
+        setup.compute, setup.display, seed=spec.seed, frozen=frozen, batchnorm=batchnorm,
+        log_cosine=spec.source is not None and spec.source.gradient_cosine, run=folder,
     )  # fmt: skip
 
 
@@ -183,8 +177,8 @@ def _score_source(setup: _Setup) -> Scored | None:
     if source is None or not len(source.val):
         return None
     recorder, model = forgetting.Recorder(), setup.model
-    batches = setup.scoring_batches(source.val)
-    metrics = scoring.measure(model, setup.task, batches, model.features, setup.compute, "source", recorder)
+    batches = setup.inputs.scoring_batches(source.val)
+    metrics = scoring.measure(model, setup.task, batches, model.features_of, setup.compute, "source", recorder)
     return metrics, recorder.outcomes()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from transferctl import features, loaders, results, training
-from transferctl.contracts import Features, Task
+from transferctl.contracts import Task
 from transferctl.data import Split
 from transferctl.device import Compute
 from transferctl.display import Display
@@ -58,8 +58,8 @@ def fit(
     )
     return training.fit(
         model, Objective(task, domains={domain: loss}), settings, stream, partial(features.evaluation_batches, val),
-        Features, compute, display, seed=seed, frozen={1: "all"}, batchnorm=BatchNorm(), domain=domain, run=run,
-        settings_key=settings_key, save_each_epoch=False,
+        features.of_batch, compute, display, seed=seed, frozen={1: "all"}, batchnorm=BatchNorm(), domain=domain,
+        run=run, settings_key=settings_key, save_each_epoch=False,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from transferctl.contracts import Batch, Mixed
+from transferctl.trainsettings import AugmentSettings
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,16 @@ class Mixing:
 
     mixup: float | None
     cutmix: float | None
+
+
+def wanted(augment: Mapping[str, AugmentSettings | None]) -> dict[str, Mixing]:
+    """What to mix, by domain."""
+    asked = {domain: settings for domain, settings in augment.items() if settings}
+    return {
+        domain: Mixing(settings.mixup, settings.cutmix)
+        for domain, settings in asked.items()
+        if settings.mixup or settings.cutmix
+    }
 
 
 def mix(batch: Batch, mixing: Mapping[str, Mixing], seed: int, step: int) -> Batch:

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from transferctl import plugins
 from transferctl.checkpoint import Checkpoint
-from transferctl.contracts import Features
+from transferctl.contracts import Batch, Features
 from transferctl.device import Compute
 from transferctl.errors import CheckpointError, SpecError
 from transferctl.preprocess import Preprocessing, keyed_randomness, normalise
@@ -71,6 +71,9 @@ class TransferModel(nn.Module):
         """images: uint8 [N, 3, H, W]. The backbone's own arithmetic may be bf16; heads and losses are fp32."""
         features: Features = self.backbone(normalise(images, self.preprocessing))
         return features
+
+    def features_of(self, batch: Batch) -> Features:
+        return self.features(batch.inputs)
 
     def freeze(self, frozen: str | Sequence[str], batchnorm: BatchNorm) -> None:
         """Thaw the backbone but for what `frozen` names: none, all, the last frozen stage, or name patterns.

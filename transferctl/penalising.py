@@ -7,12 +7,13 @@ from functools import partial
 
 import numpy as np
 
-from transferctl import loaders, plugins
+from transferctl import plugins
 from transferctl.contracts import Batch, Penalty, PenaltyStart, Task
 from transferctl.data import Split
 from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.errors import Problem, SpecError
+from transferctl.inputs import Inputs
 from transferctl.model import Original, TransferModel
 from transferctl.spec import Spec
 
@@ -90,8 +91,7 @@ def _batches(
     if most is not None and most < len(split):
         drawn = np.random.default_rng([spec.seed, 3]).permutation(len(split))[:most]
         split = split.rows(np.sort(drawn))
-    workers = loaders.workers_for(spec.workers, split)
-    batches = loaders.evaluation_batches(split, task, model.preprocessing, batch_size=STATISTICS_BATCH, workers=workers)
+    batches = Inputs(task, model.preprocessing, spec.workers, compute).scoring_batches(split, STATISTICS_BATCH)
     with display.progress(f"penalties look at {name}", len(split)) as progress:
         for batch in batches:
             yield batch.to(compute.device)

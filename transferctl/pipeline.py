@@ -19,7 +19,6 @@ from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, DataError, SpecError
 from transferctl.loaders import Audit, BrokenSamples
-from transferctl.mixing import Mixing
 from transferctl.model import BatchNorm, TransferModel, preprocessing_of, restore
 from transferctl.objective import DomainLoss
 from transferctl.preprocess import Preprocessing
@@ -280,16 +279,6 @@ def batchnorm(spec: Spec) -> BatchNorm:
     from_random = spec.backbone.weights == "none" and spec.from_run is None
     auto = "train" if from_random else "frozen"
     return BatchNorm(auto if spec.batchnorm.thawed == "auto" else spec.batchnorm.thawed, spec.batchnorm.frozen)
-
-
-def mixing(augment: loaders.Augment) -> dict[str, Mixing]:
-    """What to mix, by domain."""
-    asked = {domain: settings for domain, settings in augment.items() if settings}
-    return {
-        domain: Mixing(settings.mixup, settings.cutmix)
-        for domain, settings in asked.items()
-        if settings.mixup or settings.cutmix
-    }
 
 
 def domain_loss(

@@ -12,9 +12,9 @@ from transferctl.data import DomainData
 from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.errors import SpecError
+from transferctl.inputs import Inputs
 from transferctl.model import BatchNorm, TransferModel
 from transferctl.objective import Objective
-from transferctl.scoring import SCORING_BATCH
 from transferctl.spec import Spec, WeightsFile
 from transferctl.wording import counted
 
@@ -78,15 +78,12 @@ def _train(spec: Spec, start: _Start, runs_dir: Path, display: Display) -> dict[
     display.note(
         f"pretrain: {spec.backbone.name} from {start.origin}, min over θ of L_S, {counted(settings.epochs, 'epoch')}"
     )
-    workers = loaders.workers_for(spec.workers, source.train)
-    augment = {"source": pipeline.augmentation(settings)}
-    stream = loaders.training_stream(
-        None, source.train, task, model.preprocessing, augment,
-        batch_size=settings.batch_size, source_batch_size=0, epochs=settings.epochs, seed=spec.seed, workers=workers,
+    inputs = Inputs(task, model.preprocessing, spec.workers, compute)
+    stream = inputs.training_stream(
+        None, source.train, {"source": pipeline.augmentation(settings)},
+        batch_size=settings.batch_size, epochs=settings.epochs, seed=spec.seed,
     )  # fmt: skip
-    validation = partial(
-        loaders.evaluation_batches, source.val, task, model.preprocessing, batch_size=SCORING_BATCH, workers=workers
-    )
+    validation = partial(inputs.scoring_batches, source.val)
     assert spec.source is not None, "load_source has refused that"
     loss = pipeline.domain_loss(settings.label_smoothing, spec.source.balance, source.train, source.classes, compute)
     objective = Objective(task, domains={"source": loss})
@@ -97,9 +94,9 @@ def _train(spec: Spec, start: _Start, runs_dir: Path, display: Display) -> dict[
         folder.summary |= {"start": start.origin, "skipped": source.skipped, "stage0": start.fingerprint}
         results.describe_run(folder, spec.seed, compute, model, source.named_splits("source"))
         fitted = training.fit(
-            model, objective, settings, stream, validation, model.features, compute, display,
+            model, objective, settings, stream, validation, model.features_of, compute, display,
             seed=spec.seed, frozen={1: "none"}, batchnorm=BatchNorm(thawed="train"), domain="source",
-            settings_key="pretrain.", mixing=pipeline.mixing(augment), run=folder,
+            settings_key="pretrain.", run=folder,
         )  # fmt: skip
         results.show_metrics(display, f"Source, epoch {fitted.best['epoch']} (best), validation", fitted.best["val"])
     display.result(str(folder.path))

@@ -17,8 +17,7 @@ from transferctl.model import TransferModel
 from transferctl.results import Predictions
 from transferctl.runs import Run
 
-Forward = Callable[[Any], Features]
-SCORING_BATCH = 256  # images in a forward pass without gradients
+Forward = Callable[[Batch], Features]
 
 
 def measure(
@@ -35,13 +34,14 @@ def measure(
     model.eval()
     meter = task.meter(model.classes[domain])
     with torch.inference_mode():
-        for batch in batches:
+        for loaded in batches:
+            batch = loaded.to(compute.device)
             with torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.bf16):
-                features = forward(batch.inputs.to(compute.device))
+                features = forward(batch)
             logits = model.heads[domain](features.in_fp32()).cpu()
-            meter.update(logits, batch.labels)
+            meter.update(logits, loaded.labels.cpu())
             if record:
-                record(logits, batch.labels)
+                record(logits, loaded.labels.cpu())
     return meter.compute()
 
 

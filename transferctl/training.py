@@ -18,7 +18,6 @@ from transferctl.display import Display
 from transferctl.ema import Ema
 from transferctl.errors import DivergedError, SpecError
 from transferctl.loaders import Stream
-from transferctl.mixing import Mixing, mix
 from transferctl.model import BatchNorm, TransferModel, norms
 from transferctl.objective import Losses, Objective, gradient_cosine
 from transferctl.preprocess import keyed_randomness
@@ -53,7 +52,6 @@ def fit(  # noqa: PLR0915 (the loop tells the story)
     batchnorm: BatchNorm,
     domain: str = "target",
     settings_key: str = "",
-    mixing: Mapping[str, Mixing] | None = None,
     log_cosine: bool = False,
     run: Run | None = None,
     save_each_epoch: bool = True,
@@ -61,7 +59,7 @@ def fit(  # noqa: PLR0915 (the loop tells the story)
     """Minimise the objective over the stream; after each epoch validate, keep the best, save.
 
     seed: with the step, keys dropout and whatever else is random in the model. frozen: what is frozen from which
-    epoch on; the first is 1. forward: a batch's inputs -> Features (the whole model, or nothing where features were
+    epoch on; the first is 1. forward: a batch -> Features (the whole model, or nothing where features were
     computed before). settings_key: where in the spec `settings` stand ("pretrain."), for messages. log_cosine: between
     the gradients of both domains, every step. run: where metrics and, `save_each_epoch`, checkpoints go; None leaves
     no trace.
@@ -88,15 +86,13 @@ def fit(  # noqa: PLR0915 (the loop tells the story)
             sums = _Sums()
             for _ in range(stream.steps_per_epoch):
                 batch = next(stream.batches).to(compute.device)
-                if mixing:
-                    batch = mix(batch, mixing, seed, step)
                 rate = optim.rate_factor(settings.schedule, step / total_steps)
                 optim.set_learning_rates(optimizer, groups, rate)
 
                 # ---- one step: min over θ of L_S + λ·L_T + Σ w·Ω
                 with keyed_randomness(seed, "step", step, device=compute.device):
                     with torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.bf16):
-                        features = forward(batch.inputs)
+                        features = forward(batch)
                     losses = objective(model, features, batch)
                 cosine = gradient_cosine(losses, model.backbone) if log_cosine else None
                 optimizer.zero_grad(set_to_none=True)
