@@ -54,7 +54,7 @@ def _from_scratch(spec: Spec, epochs: int, target: DomainData, compute: Compute,
     start = pipeline.load_backbone(pipeline.from_random_weights(spec))
     model = TransferModel(spec.backbone.library, start.backbone, start.preprocessing, spec.task)
     model.add_new_head("target", target.classes, hidden=spec.head.hidden, dropout=spec.head.dropout, seed=spec.seed)
-    model.to(compute.device)
+    model.place(compute)
     settings = spec.pretrain.model_copy(update={"epochs": epochs, "batch_size": spec.batch_size})
     inputs = Inputs(task, model.preprocessing, spec.workers, compute)
     loss = pipeline.domain_loss(settings.label_smoothing, spec.target.balance, target.train, target.classes, compute)

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Compute:
-    """device: where the model lives; bf16: whether the backbone runs under bfloat16 autocast."""
+    """device: where the model lives; bf16: whether the backbone computes in bfloat16 (heads, losses and weights stay
+    fp32)."""
 
     device: torch.device
     bf16: bool
@@ -35,8 +36,20 @@ def choose(device: str, precision: str) -> Compute:
         _refuse_absent(chosen)
     if precision != "auto":
         return Compute(chosen, precision == "bf16", reason)
-    bf16 = chosen.type == "cuda" and torch.cuda.get_device_capability(chosen) >= (8, 0)
-    return Compute(chosen, bf16, reason)
+    bf16 = _computes_in_bf16(chosen)
+    return Compute(chosen, bf16, f"{reason}; {_HARDWARE[bf16]}")
+
+
+_HARDWARE = {True: "it computes in bf16", False: "it has no bf16 arithmetic"}
+
+
+def _computes_in_bf16(device: torch.device) -> bool:
+    """Tensor cores from Ampere on; CPUs with AVX512-BF16 or AMX tiles. Others emulate it, slowly."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _refuse_absent(device: torch.device) -> None:

@@ -114,7 +114,7 @@ def score(
             predictions(logits, labels)
 
     batches = Inputs(task, model.preprocessing, spec.workers, compute).scoring_batches(scored)
-    model.to(compute.device)
+    model.place(compute)
     metrics = scoring.measure(model, task, batches, model.features_of, compute, domain, record)
     return metrics, outcomes.outcomes()
 

@@ -24,7 +24,7 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     model = pipeline.transfer_model(spec, start, target.classes, display)
     model.freeze("all", BatchNorm())
     model.freeze_head("source")
-    model.to(compute.device)
+    model.place(compute)
     unused = ["from_run", "frozen", "batchnorm", "head_first", "target_weight", "penalties", "augment"]
     unused += ["source"] if spec.backbone.weights != "source" else []
     unused += ["pretrain"] if spec.backbone.weights != "source" and spec.baseline is None else []

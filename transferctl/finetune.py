@@ -109,7 +109,7 @@ def _set_up(spec: Spec, runs_dir: Path, display: Display) -> _Setup:
         domain: pipeline.domain_loss(*settings[domain], data.train, data.classes, compute)
         for domain, data in domains.items()
     }
-    model, task = start.model.to(compute.device), pipeline.task_of(spec)
+    model, task = start.model.place(compute), pipeline.task_of(spec)
     inputs = Inputs(task, model.preprocessing, spec.workers, compute)
     return _Setup(spec, model, start.origin, start.fresh_heads, domains, losses, task, compute, display, inputs)
 

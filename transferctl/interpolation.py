@@ -124,7 +124,7 @@ def run(
         results.save_checkpoint(folder, model, _epoch(best, metrics), ("best", "last"))
         results.show_classes(display, metrics)
         if compared:
-            before = evaluate.score(started.to(compute.device), task, splits["source"], "source", spec, compute)
+            before = evaluate.score(started, task, splits["source"], "source", spec, compute)
             folder.summary["source"] = report = forgetting.report(before, scores["source"])
             forgetting.show(display, "Source validation", report)
         gates.enforce(conditions, metrics | report, trained, folder)

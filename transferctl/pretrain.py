@@ -68,7 +68,7 @@ def _prepare(spec: Spec, source: DomainData, display: Display) -> _Start:
 
 
 def _train(spec: Spec, start: _Start, runs_dir: Path, display: Display) -> dict[str, Any]:
-    source, model, compute = start.source, start.model.to(start.compute.device), start.compute
+    source, model, compute = start.source, start.model.place(start.compute), start.compute
     task = pipeline.task_of(spec)
     settings = spec.pretrain
     unused = ["from_run", "frozen", "batchnorm", "head", "head_first", "target_weight", "penalties", "baseline"]
