@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,23 @@ batch_size: 8
 workers: 0
 optimizer: {lr: 0.05}
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test touches the user's own cache, not even one whose fixture outlives the test."""
+    folder = tmp_path_factory.mktemp("caches")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRANSFERCTL_CACHE", str(folder / "shared"))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(_caches: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of this test alone; it is not there until something is kept in it."""
+    folder = _caches / uuid.uuid4().hex
+    monkeypatch.setenv("TRANSFERCTL_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from transferctl import plugins
+from transferctl.cachesettings import CacheSettings, cache_shorthand
 from transferctl.settings import DataSettings, InputPath, PenaltySettings, Settings, Text, across, as_mapping, of_kind
 from transferctl.trainsettings import AugmentSettings, HeadTrainingSettings, TrainingSettings
 
@@ -323,6 +324,12 @@ class Spec(TrainingSettings):
     )
     baseline: BaselineSettings | None = Field(
         None, description="extract: also train from random weights, for comparison."
+    )
+    cache: Annotated[CacheSettings, BeforeValidator(cache_shorthand, json_schema_input_type=str | CacheSettings)] = (
+        Field(
+            default_factory=CacheSettings,
+            description="What frozen parts computed is kept for later runs: auto, none, a folder, or {path, limit}.",
+        )
     )
     on_bad_sample: Literal["stop", "skip"] = Field(
         "stop", description="An unreadable sample stops the run, or is named, counted and left out."

@@ -1,0 +1,196 @@
+"""The SHA-256 of every sample's content: what it is found by in the cache.
+
+Reading all files to know that nothing changed costs as much as decoding small ones, so digests are remembered, by
+path, size, time of modification, inode and device. A file that is written anew with the same size within the clock's
+resolution could pass for the old one; therefore nothing is remembered of a file that is younger than two seconds. Who
+sets a file's time back after an edit in place deceives the memo: `verify` reads all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from transferctl import scratch
+from transferctl.contracts import BadSample
+from transferctl.errors import DataError
+from transferctl.images import ImageFiles, read_bytes
+from transferctl.wording import printable
+
+if TYPE_CHECKING:
+    from transferctl.data import Split
+
+BATCH = 1 << 13  # samples at a time
+RACY_NS = 2 * 10**9  # FAT's times have this resolution; others are finer
+ATTEMPTS = 3
+BUSY_S = 5.0  # how long another process may hold the memo
+MEMO_PART = 10  # the memo may take a tenth of the cache's limit
+NONE = bytes(32)
+
+
+def digests(split: Split, memo: Memo | None, *, verify: bool = False) -> np.ndarray:
+    """uint8 [n, 32], in the split's order; zeros for a sample that cannot be read, which the pass that decodes it will
+    name. verify: read every file, whatever the memo says. Raises DataError for a file that changes all the time."""
+    found = scratch.empty((len(split), 32), np.uint8)
+    of_batch = _of_files if isinstance(split.dataset, ImageFiles) else _of_contents
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
+        for start in range(0, len(split), BATCH):
+            part = slice(start, start + BATCH)
+            batch = of_batch(split, split.indices[part].tolist(), memo, verify, threads)
+            found[part] = np.frombuffer(b"".join(batch), np.uint8).reshape(-1, 32)
+    return found
+
+
+def _of_contents(
+    split: Split, indices: Sequence[int], memo: Memo | None, verify: bool, threads: ThreadPoolExecutor
+) -> list[bytes]:
+    """Of data that is no folder of files the data set knows the content."""
+
+    def digest(index: int) -> bytes:
+        try:
+            return bytes.fromhex(split.dataset.content_hash(index))
+        except BadSample:
+            return NONE
+
+    run_on = threads.map if split.dataset.reads_files else map
+    return list(run_on(digest, indices))
+
+
+def _of_files(
+    split: Split, indices: Sequence[int], memo: Memo | None, verify: bool, threads: ThreadPoolExecutor
+) -> list[bytes]:
+    paths = [split.dataset.name(index) for index in indices]
+    if memo is None:
+        return [digest for digest, _ in threads.map(digest_of, paths)]
+    stamps = [_stamp(path) for path in paths]
+    known = {} if verify else memo.find(stamps)
+    digests = [known.get(stamp, NONE) for stamp in stamps]
+    unknown = [i for i, digest in enumerate(digests) if digest == NONE]
+    new: list[tuple[bytes, bytes]] = []
+    for i, (digest, stamp) in zip(unknown, threads.map(digest_of, [paths[i] for i in unknown]), strict=True):
+        digests[i] = digest
+        new += [(stamp, digest)] if stamp else []
+    memo.add(new)
+    return digests
+
+
+def digest_of(path: str) -> tuple[bytes, bytes]:
+    """The file's SHA-256 and the stamp to remember it by, empty where it must not be remembered; zeros where it cannot
+    be read. Raises DataError for a file that changes all the time."""
+    for _ in range(ATTEMPTS):
+        before, now = _stamp(path), time.time_ns()
+        try:
+            content = read_bytes(path)
+        except BadSample:
+            return NONE, b""
+        if _stamp(path) == before:
+            return hashlib.sha256(content).digest(), before if _is_settled(path, now) else b""
+    raise DataError(f"{printable(path)}: changes while it is read; run again once nothing writes to it any more")
+
+
+def _stamp(path: str) -> bytes:
+    """What tells one content of a file from another, in 16 bytes; empty where there is no such file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return b""
+    parts = f"{status.st_size} {status.st_mtime_ns} {status.st_ino} {status.st_dev} "
+    text = parts.encode() + os.fsencode(os.path.abspath(path))
+    return hashlib.blake2b(text, digest_size=16).digest()
+
+
+def _is_settled(path: str, now_ns: int) -> bool:
+    """Whether a later write would surely show in the time of modification; one in the future says nothing."""
+    try:
+        return os.stat(path).st_mtime_ns < now_ns - RACY_NS
+    except OSError:
+        return False
+
+
+class Memo:
+    """Digests by stamp, in an SQLite file that processes share. What it cannot do it leaves: a memo may be lost."""
+
+    def __init__(self, path: Path):
+        """Raises sqlite3.Error, OSError."""
+        self._database = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
+        try:
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = OFF")  # at worst it is made anew
+            self._database.execute("PRAGMA mmap_size = 1073741824")  # pages in the file, not in memory
+            self._database.execute(
+                "CREATE TABLE IF NOT EXISTS digests (stamp BLOB PRIMARY KEY, digest BLOB NOT NULL) WITHOUT ROWID"
+            )
+        except BaseException:
+            self._database.close()
+            raise
+
+    def find(self, stamps: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The digests that are known, by stamp."""
+        known: dict[bytes, bytes] = {}
+        with contextlib.suppress(sqlite3.Error):
+            for some in _in_parts(stamps, 500):
+                marks = ",".join("?" * len(some))
+                query = f"SELECT stamp, digest FROM digests WHERE stamp IN ({marks})"  # noqa: S608 (question marks)
+                known.update(self._database.execute(query, some))
+        return {stamp: digest for stamp, digest in known.items() if type(digest) is bytes and len(digest) == 32}
+
+    def add(self, new: Sequence[tuple[bytes, bytes]]) -> None:
+        """stamp and digest of each."""
+        with contextlib.suppress(sqlite3.Error), self._transaction():
+            self._database.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?)", sorted(new))
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._database.execute("ROLLBACK")
+            raise
+        self._database.execute("COMMIT")
+
+    def close(self) -> None:
+        self._database.close()
+
+    def __enter__(self) -> Memo:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+
+def open_memo(root: Path, limit: int) -> Memo | None:
+    """The memo in a cache's folder. One that has grown too large, or that is damaged, begins anew."""
+    path = root / "digests.sqlite"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size > limit // MEMO_PART:
+            _forget(path)
+        try:
+            return Memo(path)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):  # busy, read-only, full
+                return None
+            _forget(path)
+            return Memo(path)
+    except (OSError, sqlite3.Error):
+        return None
+
+
+def _forget(path: Path) -> None:
+    for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+        path.with_name(name).unlink(missing_ok=True)
+
+
+def _in_parts(items: Sequence[bytes], size: int) -> Iterator[Sequence[bytes]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
