@@ -121,6 +121,7 @@ class Memo:
 
     def __init__(self, path: Path):
         """Raises sqlite3.Error, OSError."""
+        self._path, self._damaged = path, False
         self._database = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
         try:
             self._database.execute("PRAGMA journal_mode = WAL")
@@ -136,7 +137,7 @@ class Memo:
     def find(self, stamps: Sequence[bytes]) -> dict[bytes, bytes]:
         """The digests that are known, by stamp."""
         known: dict[bytes, bytes] = {}
-        with contextlib.suppress(sqlite3.Error):
+        with self._leniently():
             for some in _in_parts(stamps, 500):
                 marks = ",".join("?" * len(some))
                 query = f"SELECT stamp, digest FROM digests WHERE stamp IN ({marks})"  # noqa: S608 (question marks)
@@ -145,8 +146,17 @@ class Memo:
 
     def add(self, new: Sequence[tuple[bytes, bytes]]) -> None:
         """stamp and digest of each."""
-        with contextlib.suppress(sqlite3.Error), self._transaction():
+        with self._leniently(), self._transaction():
             self._database.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?)", sorted(new))
+
+    @contextlib.contextmanager
+    def _leniently(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError:  # busy, full, read-only
+            pass
+        except sqlite3.DatabaseError:
+            self._damaged = True
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -159,7 +169,11 @@ class Memo:
         self._database.execute("COMMIT")
 
     def close(self) -> None:
+        """What was found damaged is removed: the next one begins anew."""
         self._database.close()
+        if self._damaged:
+            with contextlib.suppress(OSError):
+                _forget(self._path)
 
     def __enter__(self) -> Memo:
         return self

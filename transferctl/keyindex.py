@@ -57,7 +57,8 @@ class KeyIndex:
 
     def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """keys: uint8 [m, 32]. Of those that samples have: the first such sample, and the row in `keys`, int64."""
-        prefix, rows = self._prefix(keys), np.arange(len(keys) if len(self.keys) else 0)
+        prefix = self._prefix(keys)
+        rows = np.argsort(prefix)[: len(keys) if len(self.keys) else 0]  # in order the search walks the index once
         at = np.searchsorted(self._in_order, prefix[rows])
         found: list[tuple[np.ndarray, np.ndarray]] = []
         while len(rows) or not found:  # once, unless the prefixes of different keys are equal
