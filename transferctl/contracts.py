@@ -69,6 +69,7 @@ class Batch:
     n_source: int = 0
     names: tuple[str, ...] = ()
     mixed: Mixed | None = None
+    digests: np.ndarray | None = None
 
     @property
     def source(self) -> slice:
@@ -169,8 +170,13 @@ class Dataset(Protocol):
         """What people call this sample: its path, as a rule."""
         ...
 
-    def read(self, index: int) -> Any:
-        """The decoded sample (an RGB PIL image). Raises BadSample."""
+    def read(self, index: int, at_least: int = 0) -> Any:
+        """The decoded sample (an RGB PIL image), the caller's own. at_least: its short side may be reduced to so many
+        pixels where decoding gets cheaper by it; 0: whole. Raises BadSample."""
+        ...
+
+    def read_hashed(self, index: int, at_least: int = 0) -> tuple[Any, bytes]:
+        """As `read`, and `content_hash` as 32 bytes, of the very bytes that were decoded. Raises BadSample."""
         ...
 
     def content_hash(self, index: int) -> str:

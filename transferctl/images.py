@@ -1,7 +1,8 @@
 """From image files to upright 8-bit RGB, and the data set of image files that folder and manifest share.
 
 Accepted: JPEG, PNG, WebP, BMP, TIFF, GIF (first frame). Everything else about the pixels is settled here,
-once: EXIF orientation is applied, 16-bit greys are scaled to 8 bits, transparency is laid over white.
+once: EXIF orientation is applied, 16-bit greys are scaled to 8 bits, transparency is laid over white. A JPEG that is
+much larger than wanted is decoded at a half, a quarter or an eighth, which libjpeg does in the inverse DCT.
 """
 
 from __future__ import annotations
@@ -26,14 +27,19 @@ EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp
 MAX_PIXELS = 178_956_970  # 512 MiB as RGB, PIL's own limit; larger is refused from the header
 
 
-def decode(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
-    """Upright RGB image (first frame) from a file's bytes. Raises BadSample, whatever is wrong."""
+def decode(data: bytes, formats: tuple[str, ...] = FORMATS, at_least: int = 0) -> Image.Image:
+    """Upright RGB image (first frame) from a file's bytes. at_least: the short side, pixels, that a JPEG may be
+    reduced to; 0: never reduced. Raises BadSample, whatever is wrong."""
     if not data:
         raise BadSample("is empty (0 bytes)")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL warns of what is checked below, and of odd EXIF
-            return upright_rgb(Image.open(io.BytesIO(data), formats=formats))
+            image = Image.open(io.BytesIO(data), formats=formats)
+            _refuse_huge(image)
+            if at_least:
+                image.draft(None, (at_least, at_least))  # before anything is decoded; JPEG alone heeds it
+            return upright_rgb(image)
     except BadSample:
         raise
     except UnidentifiedImageError:
@@ -48,10 +54,15 @@ def decode(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """What every image becomes, whoever opened it. Raises BadSample, and what PIL raises on broken data."""
+    _refuse_huge(image)
+    ImageOps.exif_transpose(image, in_place=True)
+    return _rgb(image)
+
+
+def _refuse_huge(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise BadSample(f"is {width}×{height} pixels, more than the {MAX_PIXELS:,} that are read")
-    return _rgb(ImageOps.exif_transpose(image))
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -60,7 +71,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
 
 
 def _deep_grey(image: Image.Image) -> Image.Image:
@@ -107,8 +118,12 @@ class ImageFiles:
     def name(self, index: int) -> str:
         return os.fsdecode(self._packed[self._offsets[index] : self._offsets[index + 1]])
 
-    def read(self, index: int) -> Image.Image:
-        return decode(read_bytes(self.name(index)))
+    def read(self, index: int, at_least: int = 0) -> Image.Image:
+        return decode(read_bytes(self.name(index)), at_least=at_least)
+
+    def read_hashed(self, index: int, at_least: int = 0) -> tuple[Image.Image, bytes]:
+        data = read_bytes(self.name(index))
+        return decode(data, at_least=at_least), hashlib.sha256(data).digest()
 
     def content_hash(self, index: int) -> str:
         return hashlib.sha256(read_bytes(self.name(index))).hexdigest()

@@ -10,9 +10,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -20,11 +20,11 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from transferctl.contracts import BadSample, Batch, Task
+from transferctl.contracts import BadSample, Batch, Dataset, Task
 from transferctl.data import Split
 from transferctl.display import Display
 from transferctl.errors import DataError
-from transferctl.preprocess import Preprocessing, evaluation_image, training_image
+from transferctl.preprocess import Preprocessing, evaluation_image, short_side_needed, training_image
 from transferctl.trainsettings import AugmentSettings
 from transferctl.wording import counted, printable
 
@@ -121,31 +121,57 @@ class _Images:
         augment: Sequence[AugmentSettings | None],
         seed: int,
         sources: int = 0,
+        hashed: bool = False,
     ):
         """augment: of each split. The first `sources` splits are source data."""
         self.splits, self.preprocessing, self.augment, self.seed = splits, preprocessing, augment, seed
-        self.sources = sources
+        self.sources, self.hashed = sources, hashed
 
     def __getitem__(self, key: Key) -> _Row:
         which, epoch, position, repeat = key
         split = self.splits[which]
         is_source = which < self.sources
+        index, augment = int(split.indices[position]), self.augment[which]
         try:
-            image = split.dataset.read(int(split.indices[position]))
+            image, digest = self._read(split.dataset, index, short_side_needed(self.preprocessing, augment))
         except BadSample as error:
             return _Row(Unreadable(split.sample_name(position), str(error)), -1, is_source, "")
-        label, name, augment = int(split.labels[position]), split.sample_name(position), self.augment[which]
         if augment is None:
-            return _Row(evaluation_image(image, self.preprocessing), label, is_source, name)
-        random_key = (self.seed, epoch, int(is_source), int(split.indices[position]), *([repeat] if repeat else []))
-        return _Row(training_image(image, self.preprocessing, augment, random_key), label, is_source, name)
+            pixels = evaluation_image(image, self.preprocessing)
+        else:
+            random_key = (self.seed, epoch, int(is_source), index, *([repeat] if repeat else []))
+            pixels = training_image(image, self.preprocessing, augment, random_key)
+        return _Row(pixels, int(split.labels[position]), is_source, split.sample_name(position), digest)
+
+    def _read(self, dataset: Dataset, index: int, at_least: int) -> tuple[Any, bytes]:
+        return dataset.read_hashed(index, at_least) if self.hashed else (dataset.read(index, at_least), b"")
 
 
 class _Row(NamedTuple):
+    """digest: of what the image was read from; empty if it was not asked for."""
+
     image: Tensor | Unreadable
     label: int
     is_source: bool
     name: str
+    digest: bytes = b""
+
+
+@dataclass(frozen=True)
+class _Together:
+    """What a worker makes of a step's rows: one batch, as each tensor that it hands over costs a descriptor; or the
+    list of what cannot be read. collate: the task's function, which can be sent where workers do not fork."""
+
+    collate: Callable[[Sequence[Any], Sequence[int], int, Sequence[str]], Batch]
+
+    def __call__(self, rows: list[_Row]) -> Batch | list[Unreadable]:
+        if broken := [row.image for row in rows if isinstance(row.image, Unreadable)]:
+            return broken
+        images, labels, sources, names, digests = map(list, zip(*rows, strict=True))
+        batch = self.collate(images, labels, sum(sources), names)
+        if not all(digests):
+            return batch
+        return replace(batch, digests=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32))
 
 
 def training_stream(
@@ -186,10 +212,10 @@ def _training_steps(
 
 
 def evaluation_batches(
-    split: Split, task: Task, preprocessing: Preprocessing, *, batch_size: int, workers: int
+    split: Split, task: Task, preprocessing: Preprocessing, *, batch_size: int, workers: int, hashed: bool = False
 ) -> Iterator[Batch]:
-    """The split in order, once, without augmentation. Raises BrokenSamples."""
-    images = _Images([split], preprocessing, [None], 0)
+    """The split in order, once, without augmentation; `hashed`: with digests of what was read. Raises BrokenSamples."""
+    images = _Images([split], preprocessing, [None], 0, hashed=hashed)
     chunks = np.array_split(np.arange(len(split)), _parts(len(split), batch_size))
     return _batches(images, ([(0, 0, int(position), 0) for position in chunk] for chunk in chunks), task, workers)
 
@@ -247,22 +273,23 @@ def broken_error(broken: Sequence[Unreadable]) -> BrokenSamples:
 
 
 def _batches(images: _Images, steps: Iterator[list[Key]], task: Task, workers: int) -> Generator[Batch]:
-    with closing(_loader(images, steps, workers)) as loaded:
-        for rows in loaded:
-            if broken := [row.image for row in rows if isinstance(row.image, Unreadable)]:
-                raise broken_error(broken)
-            samples, labels, names = ([row[part] for row in rows] for part in (0, 1, 3))
-            yield task.collate(samples, labels, sum(row.is_source for row in rows), names)
+    with closing(_loader(images, steps, workers, _Together(task.collate))) as loaded:
+        for batch in loaded:
+            if not isinstance(batch, Batch):
+                raise broken_error(batch)
+            yield batch
 
 
-def _loader(dataset: Any, steps: Iterable[Any], workers: int) -> Generator[list[Any]]:
-    """For each step the list of dataset[key] for its keys. Steps are taken as they are needed.
+def _loader(
+    dataset: Any, steps: Iterable[Any], workers: int, together: Callable[[list[Any]], Any] = list
+) -> Generator[Any]:
+    """For each step what `together` makes of the list of dataset[key] for its keys. Steps are taken as they are needed.
 
     fork where it is safe and cheap: a worker imports nothing again. Elsewhere the platform's default."""
     loader = DataLoader(
         dataset,
         batch_sampler=steps,
-        collate_fn=_keep,
+        collate_fn=together,
         num_workers=workers,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         worker_init_fn=_leave_quietly if workers else None,
@@ -299,7 +326,3 @@ def _leave_quietly(worker: int) -> None:
     goes; at SIGINT it waits for that, as one that dies in a queue's lock can leave the main process hanging."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-
-
-def _keep(rows: list[Any]) -> list[Any]:
-    return rows

@@ -14,18 +14,21 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     import torch
-    from PIL.Image import Image
+    from PIL.Image import Image, Resampling
     from torch import Tensor
 
     from transferctl.spec import PreprocessSettings
-    from transferctl.trainsettings import AugmentSettings
+    from transferctl.trainsettings import AugmentSettings, RandAugmentSettings
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 MAGNITUDES = 31  # of RandAugment: 0 to 30, as its paper has them
+CROP_SHAPES = (3 / 4, 4 / 3)  # width over height of random crops, the least and the most
 LONGEST_RESIZED_WHOLE = 16  # long side over short; beyond any panorama, and still a small image once resized
 
 
@@ -68,16 +71,34 @@ def resolve(asked: PreprocessSettings, default: Preprocessing) -> Preprocessing:
     )
 
 
-def evaluation_image(image: Image, preprocessing: Preprocessing) -> Tensor:
-    """uint8 [3, crop, crop], the same for the same image always."""
-    from torchvision.transforms.v2 import functional as F
+def short_side_needed(preprocessing: Preprocessing, augment: AugmentSettings | None) -> int:
+    """Pixels below which decoding must not reduce an image's short side. Evaluation (`augment` None): twice what it is
+    resized to, so that resizing still does most of the smoothing. Training: as many as leave the smallest crop, of the
+    longest shape, no side shorter than the network's."""
+    if augment is None:
+        return 2 * preprocessing.resize
+    return math.ceil(preprocessing.crop / math.sqrt(augment.crop_scale[0] * CROP_SHAPES[0]))
 
-    if max(image.size) > LONGEST_RESIZED_WHOLE * min(image.size):
+
+def evaluation_image(image: Image, preprocessing: Preprocessing) -> Tensor:
+    """uint8 [3, crop, crop], the same for the same image always: the bits of torchvision's presets, without importing
+    its transforms."""
+    short, long = min(image.size), max(image.size)
+    if long > LONGEST_RESIZED_WHOLE * short:
         resized = _middle_resized(image, preprocessing)
     else:
-        resized = F.resize(image, [preprocessing.resize], _mode(preprocessing), antialias=True)
-    tensor: Tensor = F.pil_to_tensor(F.center_crop(resized, [preprocessing.crop, preprocessing.crop]))
-    return tensor
+        sides = preprocessing.resize, int(preprocessing.resize * long / short)  # torchvision's rounding
+        resized = image.resize(sides if image.width <= image.height else sides[::-1], _resampling(preprocessing))
+    crop = preprocessing.crop
+    left, top = round((resized.width - crop) / 2), round((resized.height - crop) / 2)
+    return _tensor(resized.crop((left, top, left + crop, top + crop)))
+
+
+def _tensor(image: Image) -> Tensor:
+    """uint8 [3, H, W] over memory [H, W, 3]: channels_last, as PIL has it and convolutions want it."""
+    import torch
+
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _middle_resized(image: Image, preprocessing: Preprocessing) -> Image:
@@ -87,8 +108,6 @@ def _middle_resized(image: Image, preprocessing: Preprocessing) -> Image:
     The grid and the filter are those of resizing whole. PIL rounds to 8 bits between its two passes, whose
     order it chooses by the image's shape, so a value may come out one of 255 levels away.
     """
-    from PIL.Image import Resampling
-
     upright = image.height >= image.width
     short, long = min(image.size), max(image.size)
     whole = int(preprocessing.resize * long / short)  # torchvision's rounding
@@ -98,7 +117,7 @@ def _middle_resized(image: Image, preprocessing: Preprocessing) -> Image:
     start, end = first * scale, (first + kept) * scale
     margin = 1 + math.ceil(2 * max(scale, 1))  # what the bicubic filter, the wider one, reaches
     low, high = max(0, math.floor(start) - margin), min(long, math.ceil(end) + margin)
-    resample = Resampling[preprocessing.interpolation.upper()]
+    resample = _resampling(preprocessing)
     if upright:
         middle = image.crop((0, low, short, high))
         return middle.resize((preprocessing.resize, kept), resample, (0, start - low, short, end - low))
@@ -109,21 +128,48 @@ def _middle_resized(image: Image, preprocessing: Preprocessing) -> Image:
 def training_image(
     image: Image, preprocessing: Preprocessing, augment: AugmentSettings, key: tuple[int, ...]
 ) -> Tensor:
-    """uint8 [3, crop, crop]; the random choices depend on `key` (seed, epoch, sample) alone. In the order of
-    torchvision's own training recipes, which also turn and shear with the interpolation of resizing."""
-    from torchvision.transforms import v2
+    """uint8 [3, crop, crop]; the random choices depend on `key` (seed, epoch, sample) alone. The order, the draws and
+    the bits are those of torchvision's training recipes, which also turn and shear with the interpolation of resizing.
+    """
+    import torch
+    from PIL.Image import Transpose
 
-    mode, randaugment = _mode(preprocessing), augment.randaugment
-    transform = v2.Compose(
-        [
-            v2.RandomResizedCrop(preprocessing.crop, augment.crop_scale, interpolation=mode, antialias=True),
-            v2.RandomHorizontalFlip(0.5 if augment.flip else 0.0),
-            *([v2.RandAugment(randaugment.operations, randaugment.magnitude, MAGNITUDES, mode)] if randaugment else []),
-            v2.PILToTensor(),
-        ]
-    )
+    sides = preprocessing.crop, preprocessing.crop
     with keyed_randomness(*key):
-        return transform(image)  # type: ignore[no-any-return]
+        left, top, width, height = _random_crop(image.size, augment.crop_scale)
+        cropped = image.crop((left, top, left + width, top + height)).resize(sides, _resampling(preprocessing))
+        if torch.rand(1).item() < (0.5 if augment.flip else 0.0):
+            cropped = cropped.transpose(Transpose.FLIP_LEFT_RIGHT)
+        return _tensor(_randaugmented(cropped, augment.randaugment, preprocessing))
+
+
+def _random_crop(size: tuple[int, int], scale: tuple[float, float]) -> tuple[int, int, int, int]:
+    """left, top, width, height of a crop as torchvision's RandomResizedCrop draws it (Szegedy et al., CVPR 2015): an
+    even part of the area, an even log-ratio of the sides, ten attempts to fit, then the largest in the middle."""
+    import torch
+
+    width, height = size
+    shapes = [float(bound) for bound in torch.tensor(CROP_SHAPES).log()]
+    for _ in range(10):
+        area = width * height * torch.empty(1).uniform_(*scale).item()
+        shape = torch.empty(1).uniform_(*shapes).exp().item()
+        w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = (int(torch.randint(0, left_over + 1, (1,))) for left_over in (height - h, width - w))
+            return left, top, w, h
+    w = min(width, round(height * CROP_SHAPES[1]))
+    h = min(height, round(width / CROP_SHAPES[0]))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def _randaugmented(image: Image, settings: RandAugmentSettings | None, preprocessing: Preprocessing) -> Image:
+    if settings is None:
+        return image
+    from torchvision.transforms import InterpolationMode, v2
+
+    mode = InterpolationMode(preprocessing.interpolation)
+    changed: Image = v2.RandAugment(settings.operations, settings.magnitude, MAGNITUDES, mode)(image)
+    return changed
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -155,10 +201,10 @@ def keyed_randomness(*key: int | str, device: torch.device | None = None) -> Ite
         torch.set_rng_state(before)
 
 
-def _mode(preprocessing: Preprocessing) -> Any:
-    from torchvision.transforms import InterpolationMode
+def _resampling(preprocessing: Preprocessing) -> Resampling:
+    from PIL.Image import Resampling
 
-    return InterpolationMode(preprocessing.interpolation)
+    return Resampling[preprocessing.interpolation.upper()]
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -51,8 +51,11 @@ class Digits:
     def name(self, index: int) -> str:
         return f"digits/{self._first + index}"
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int, at_least: int = 0) -> Image.Image:
         return Image.fromarray(self._pixels[index], "L").convert("RGB")
+
+    def read_hashed(self, index: int, at_least: int = 0) -> tuple[Image.Image, bytes]:
+        return self.read(index), bytes.fromhex(self.content_hash(index))
 
     def content_hash(self, index: int) -> str:
         return hashlib.sha256(self._pixels[index].tobytes()).hexdigest()

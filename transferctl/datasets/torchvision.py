@@ -202,7 +202,7 @@ class TorchvisionData:
     def name(self, index: int) -> str:
         return f"{self._label}/{index}" if self._files is None else printable(str(_file(self._files[index])))
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int, at_least: int = 0) -> Image.Image:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PIL warns of large images and odd EXIF
@@ -213,9 +213,12 @@ class TorchvisionData:
         except Exception as error:  # torchvision's readers raise whatever their decoders do
             raise BadSample(f"cannot be read: {one_line(error)}") from None
 
-    def content_hash(self, index: int) -> str:
+    def read_hashed(self, index: int, at_least: int = 0) -> tuple[Image.Image, bytes]:
         image = self.read(index)
-        return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+        return image, hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
+
+    def content_hash(self, index: int) -> str:
+        return self.read_hashed(index)[1].hex()
 
 
 def _files(data: Any) -> Any:
