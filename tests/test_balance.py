@@ -39,7 +39,7 @@ def test_unbalanced_draws_are_one_permutation_a_key(counts: tuple[int, ...]) -> 
         drawn = draws(labels, False, [seed, epoch])
         assert drawn[:, 0].tolist() == np.random.default_rng([seed, epoch]).permutation(len(labels)).tolist()
         assert not drawn[:, 1].any()
-        together = np.concatenate(epoch_batches(labels, 4, seed, epoch, False))
+        together = np.concatenate(list(epoch_batches(labels, 4, seed, epoch, False)))
         assert together.tolist() == drawn.tolist()
 
 

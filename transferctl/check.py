@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, chain, islice
 from typing import Any
 
 import numpy as np
 
-from transferctl import data, loaders, penalising, pipeline, plan, starting
+from transferctl import data, grouping, loaders, penalising, pipeline, plan, repeats, scratch, starting
 from transferctl.data import DomainData
 from transferctl.display import Display
 from transferctl.errors import DataError, TransferctlError
@@ -17,6 +19,7 @@ from transferctl.spec import PenaltiesSettings, Spec
 from transferctl.wording import counted, printable
 
 SHOWN_DUPLICATES = 10
+LISTED_DUPLICATES = 1000
 
 
 def run(spec: Spec, display: Display) -> dict[str, Any]:
@@ -35,11 +38,7 @@ def run(spec: Spec, display: Display) -> dict[str, Any]:
     audits = _read_everything(spec, domains, problems, display)
     unreadable = [sample for found in audits.values() for audit in found for sample in audit.broken.values()]
     report["unreadable"] = [str(sample) for sample in unreadable]
-    report["duplicates_across_splits"] = [pair for found in audits.values() for pair in duplicates_across(found)]
-    for one, other in report["duplicates_across_splits"][:SHOWN_DUPLICATES]:
-        display.warn(f"byte-identical in two splits: {printable(one)} and {printable(other)}")
-    if (more := len(report["duplicates_across_splits"]) - SHOWN_DUPLICATES) > 0:
-        display.warn(f"and {more} more pairs; --json lists all")
+    report |= _say_duplicates(audits.values(), display)
     if problems:
         text = "\n".join([*problems, *([str(fault)] if fault else [])])
         raise DataError(text, report)
@@ -102,8 +101,7 @@ def _model(spec: Spec, domains: Mapping[str, DomainData], display: Display) -> T
 
 
 def _class_counts(target: DomainData) -> list[list[Any]]:
-    known = [split.labels[split.labels >= 0] for split in target.splits()]
-    counts = [np.bincount(labels, minlength=len(target.classes)) for labels in known]
+    counts = [grouping.counts(split.labels, len(target.classes)) for split in target.splits()]
     return [[printable(name), *(int(count[i]) for count in counts)] for i, name in enumerate(target.classes)]
 
 
@@ -148,16 +146,38 @@ def _read_everything(
     return audits
 
 
-def duplicates_across(audits: Sequence[Audit]) -> list[tuple[str, str]]:
+def _say_duplicates(audits: Iterable[Sequence[Audit]], display: Display) -> dict[str, Any]:
+    """What the report says of them: of a million pairs, how many and the first."""
+    pairs = chain.from_iterable(map(duplicates_across, audits))
+    listed = list(islice(pairs, LISTED_DUPLICATES))
+    total = len(listed) + sum(1 for _ in pairs)
+    for one, other in listed[:SHOWN_DUPLICATES]:
+        display.warn(f"byte-identical in two splits: {printable(one)} and {printable(other)}")
+    if (more := total - SHOWN_DUPLICATES) > 0:
+        lists = "all" if total == len(listed) else f"{len(listed):,}"
+        display.warn(f"and {more} more pairs; --json lists {lists}")
+    return {"duplicates_across_splits": listed, "duplicate_pairs": total}
+
+
+def duplicates_across(audits: Sequence[Audit]) -> Iterator[tuple[str, str]]:
     """Pairs of samples of different splits with the same content: the score would be flattered."""
-    first: dict[bytes, tuple[str, str]] = {}
-    pairs = []
-    for audit in audits:
-        for position, row in enumerate(audit.digests):
-            if position in audit.broken:
-                continue  # reported as unreadable already
-            name = audit.split.sample_name(position)
-            split, seen = first.setdefault(row.tobytes(), (audit.split.name, name))
-            if split != audit.split.name:
-                pairs.append((seen, name))
-    return pairs
+    ends = list(accumulate(len(audit.split) for audit in audits))
+    hashes = scratch.empty(ends[-1], np.uint32)
+    for audit, end in zip(audits, ends, strict=True):
+        for part in scratch.pieces(len(audit.split)):
+            start = end - len(audit.split) + part.start
+            hashes[start : start + part.stop - part.start] = audit.digests[part, :4].copy().view(np.uint32)[:, 0]
+
+    def located(number: int) -> tuple[Audit, int]:
+        which = bisect_right(ends, number)
+        return audits[which], number - ends[which] + len(audits[which].split)
+
+    def content(number: int) -> Hashable:
+        """Unreadable samples are equal to none; they are reported already."""
+        audit, position = located(number)
+        return number if position in audit.broken else audit.digests[position].tobytes()
+
+    for number, first in repeats.earlier(hashes, content):
+        (audit, position), (other, seen) = located(number), located(first)
+        if audit is not other:
+            yield other.split.sample_name(seen), audit.split.sample_name(position)

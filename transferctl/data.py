@@ -9,13 +9,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
 
-from transferctl import plugins
+from transferctl import grouping, plugins, repeats, scratch
 from transferctl.contracts import Dataset
 from transferctl.errors import DataError, SpecError
 from transferctl.settings import DataSettings
@@ -24,7 +25,7 @@ from transferctl.wording import shown
 
 @dataclass(frozen=True)
 class Split:
-    """Some samples of a data set. indices: int64 [n] into it; labels: int64 [n], positions in the class map.
+    """Some samples of a data set. indices: int32 [n] into it; labels: int32 [n], positions in the class map.
     balanced: training draws each class as often as any other."""
 
     name: str
@@ -40,19 +41,41 @@ class Split:
         return self.dataset.name(int(self.indices[position]))
 
     def rows(self, positions: np.ndarray) -> Split:
-        return replace(self, indices=self.indices[positions], labels=self.labels[positions])
+        indices, labels = (scratch.taken(column, positions) for column in (self.indices, self.labels))
+        return replace(self, indices=indices, labels=labels)
+
+    def without(self, positions: Collection[int]) -> Split:
+        kept = scratch.filled(len(self), True, bool)
+        kept[list(positions)] = False
+        return self.rows(scratch.positions(kept))
+
+    def relabelled(self, table: np.ndarray) -> Split:
+        """table: the new label of each label."""
+        return replace(self, labels=scratch.taken(table.astype(np.int32), self.labels))
+
+    def names(self) -> Iterator[str]:
+        return (self.dataset.name(index) for part in scratch.pieces(len(self)) for index in self.indices[part].tolist())
 
     def fingerprint(self) -> str:
         """SHA-256 over every sample's name and label, in order: the identity of the listing. Names count from
         the folder that all share, so that data which was moved as a whole is the same."""
-        names = range(len(self))
-        first, last = min(map(self.sample_name, names), default=""), max(map(self.sample_name, names), default="")
-        shared = os.path.commonpath((first, last))
-        digest = hashlib.sha256()
-        for position, label in enumerate(self.labels):
-            name = self.sample_name(position).removeprefix(shared)
-            digest.update(f"{name}\0{label}\n".encode("utf-8", "surrogateescape"))
+        first, last = min(self.names(), default=""), max(self.names(), default="")
+        shared, digest = os.path.commonpath((first, last)), hashlib.sha256()
+        names = self.names()
+        for part in scratch.pieces(len(self)):
+            for name, label in zip(islice(names, part.stop - part.start), self.labels[part].tolist(), strict=True):
+                digest.update(f"{name.removeprefix(shared)}\0{label}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
+
+
+def count_shared(split: Split, other: Split) -> int:
+    """How many samples of a split another one has too, by name."""
+
+    def name(number: int) -> str:
+        return other.sample_name(number) if number < len(other) else split.sample_name(number - len(other))
+
+    hashes = repeats.hashes(chain(other.names(), split.names()), len(other) + len(split))
+    return sum(first < len(other) <= number for number, first in repeats.earlier(hashes, name))
 
 
 @dataclass(frozen=True)
@@ -100,7 +123,7 @@ def survey(
     if opened["train"] is None:
         return None, problems
     dataset, kept, notes = opened["train"]
-    classes = tuple(sorted({dataset.class_names[i] for i in dataset.labels[kept]}))
+    classes = tuple(_present(dataset, kept))
     if len(classes) < 2:
         problems.append(f"{domain}.train: has one class ({shown(classes)}); a classifier needs at least two")
     splits: dict[str, Split | None] = {"train": Split("train", dataset, kept, _map_labels(dataset, kept, classes))}
@@ -111,7 +134,7 @@ def survey(
     assert train_split is not None
     if isinstance(val, float):
         train_split, val_split = _hold_out(train_split, val, seed, classes, domain, problems)
-    val_split = val_split or replace(train_split.rows(np.arange(0)), name="val")  # none, or its problem is told
+    val_split = val_split or replace(train_split.rows(scratch.arange(0)), name="val")  # none, or its problem is told
     for held in (val_split, splits["test"]):
         if held and len(held) and _ends(held) == _ends(train_split):
             notes.append(f"{domain}.{held.name}: has the very samples of {domain}.train; its score flatters")
@@ -141,7 +164,7 @@ def load_unmapped(
     """Any labelled data by itself: the split, its own classes (sorted; its labels are positions in them), and what
     there is to say of it. Raises DataError."""
     dataset, kept, notes = _open(settings, label, role, seed)
-    classes = tuple(sorted({dataset.class_names[i] for i in np.unique(dataset.labels[kept])}))
+    classes = tuple(_present(dataset, kept))
     return Split(role, dataset, kept, _map_labels(dataset, kept, classes)), classes, tuple(notes)
 
 
@@ -158,13 +181,13 @@ def _open(settings: DataSettings, label: str, role: str, seed: int) -> _Opened:
         dataset: Dataset = plugins.load("datasets", settings.dataset).load(settings, role, seed)
     except SpecError as error:  # a data set names its own keys; where in the spec it stands is known here
         raise SpecError([replace(fault, key=f"{label}.{fault.key}") for fault in error.problems]) from None
-    kept = np.arange(len(dataset))
+    kept = scratch.arange(len(dataset))
     if settings.classes is not None:
         unknown = sorted(set(settings.classes) - set(dataset.class_names))
         if unknown:
             raise DataError(f"{label}: no class {shown(unknown)}; there are {shown(dataset.class_names, 12)}")
-        wanted = [dataset.class_names.index(name) for name in settings.classes]
-        kept = kept[np.isin(dataset.labels, wanted)]
+        wanted = np.array([name in settings.classes for name in dataset.class_names])
+        kept = scratch.positions(scratch.taken(wanted, dataset.labels))
     if not len(kept):
         raise DataError(f"{label}: no samples are left of the classes that it names; add some, or leave it out")
     if settings.per_class is not None:
@@ -181,19 +204,23 @@ def _open_or_say(settings: DataSettings, label: str, role: str, seed: int, probl
 
 
 def _draw_per_class(dataset: Dataset, kept: np.ndarray, per_class: int, seed: int) -> np.ndarray:
-    drawn = []
-    for label in np.unique(dataset.labels[kept]):
-        members = kept[dataset.labels[kept] == label]
-        order = _generator(seed, "per_class", dataset.class_names[label]).permutation(len(members))
-        drawn.append(members[order[:per_class]])
-    return np.sort(np.concatenate(drawn))
+    drawn = scratch.filled(len(kept), False, bool)
+    for label, members in grouping.members(scratch.taken(dataset.labels, kept), len(dataset.class_names)):
+        random = _generator(seed, "per_class", dataset.class_names[label])
+        drawn[members[grouping.permutation(len(members), random)[:per_class]]] = True
+    return scratch.taken(kept, scratch.positions(drawn))
+
+
+def _present(dataset: Dataset, kept: np.ndarray) -> list[str]:
+    """The names of the classes that are left, sorted."""
+    counts = grouping.counts(scratch.taken(dataset.labels, kept), len(dataset.class_names))
+    return sorted({dataset.class_names[i] for i in np.flatnonzero(counts)})
 
 
 def _map_labels(dataset: Dataset, kept: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     positions = {name: i for i, name in enumerate(classes)}
-    table = np.array([positions.get(name, -1) for name in dataset.class_names], dtype=np.int64)
-    labels: np.ndarray = table[dataset.labels[kept]]
-    return labels
+    table = np.array([positions.get(name, -1) for name in dataset.class_names], dtype=np.int32)
+    return scratch.taken(table, scratch.taken(dataset.labels, kept))
 
 
 def _mapped(
@@ -202,7 +229,7 @@ def _mapped(
     """The split through the class map; what is odd goes to `notes`, unknown classes to `problems`."""
     dataset, kept = opened.dataset, opened.kept
     notes += [note for note in opened.notes if note not in notes]
-    present = {dataset.class_names[i] for i in np.unique(dataset.labels[kept])}
+    present = set(_present(dataset, kept))
     if unknown := sorted(present - set(classes)):
         near = difflib.get_close_matches(unknown[0], classes, 1, 0.6)
         hint = f" (is {unknown[0]!r} meant to be {near[0]!r}?)" if near else ""
@@ -219,20 +246,19 @@ def _hold_out(
     split: Split, fraction: float, seed: int, classes: Sequence[str], domain: str, problems: list[str]
 ) -> tuple[Split, Split]:
     """A stratified hold-out: of each class the fraction, rounded, at least one sample on either side."""
-    counts = np.bincount(split.labels, minlength=len(classes))
+    counts = grouping.counts(split.labels, len(classes))
     if alone := [name for name, count in zip(classes, counts, strict=True) if count < 2]:
         problems.append(
             f"{domain}.train: one sample of {shown(alone)}, too few to hold out {fraction:g} for validation; "
             f"add samples or name a {domain}.val"
         )
-    held: list[np.ndarray] = []
-    for label, name in enumerate(classes):
-        members = np.flatnonzero(split.labels == label)
+    in_val = scratch.filled(len(split), False, bool)
+    for label, members in grouping.members(split.labels, len(classes)):
         count = min(max(round(len(members) * fraction), 1), len(members) - 1)
-        held.append(_generator(seed, "hold_out", name).permutation(members)[:count])
-    in_val = np.zeros(len(split), dtype=bool)
-    in_val[np.concatenate(held)] = True
-    return split.rows(np.flatnonzero(~in_val)), replace(split.rows(np.flatnonzero(in_val)), name="val")
+        in_val[grouping.shuffled(members, _generator(seed, "hold_out", classes[label]))[:count]] = True
+    held = replace(split.rows(scratch.positions(in_val)), name="val")
+    np.logical_not(in_val, out=in_val)
+    return split.rows(scratch.positions(in_val)), held
 
 
 def _generator(seed: int, *key: str) -> np.random.Generator:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -154,7 +154,7 @@ def _source_data(asked: Asked, spec: Spec, names: Names, display: Display) -> Sp
         known = shown([output[0] for output in names])
         raise DataError(f"{label}: the source head has none of its classes ({shown(classes)}); it has {known}")
     display.note(f"{label}: {len(classes)} of the source head's {len(names)} classes")
-    return replace(found, labels=outputs[found.labels])
+    return found.relabelled(outputs)
 
 
 def _flag(asked: Asked) -> str:
@@ -179,9 +179,7 @@ def _warn_of_training_images(scored: Split, spec: Spec, trained: Path, domain: s
         train = data.load_domain(own.train, own.val, None, spec.seed, domain=domain).train
     except TransferctlError:
         return
-    seen = {train.sample_name(position) for position in range(len(train))}
-    count = sum(scored.sample_name(position) in seen for position in range(len(scored)))
-    if count:
+    if count := data.count_shared(scored, train):
         display.warn(f"{count} of these {len(scored)} samples are training data of the run: the score is flattered")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
+from transferctl import scratch
 from transferctl.display import Display
 from transferctl.results import headline
 
@@ -33,8 +34,7 @@ class Recorder:
     """Collects the outcomes of each batch that is scored."""
 
     def __init__(self) -> None:
-        self._right: list[np.ndarray] = []
-        self._losses: list[np.ndarray] = []
+        self._right, self._losses = scratch.Growing(bool), scratch.Growing(np.float64)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> None:
         """logits: [N, C]; labels: int64 [N]."""
@@ -42,7 +42,7 @@ class Recorder:
         self._losses.append(F.cross_entropy(logits.double(), labels, reduction="none").numpy())
 
     def outcomes(self) -> Outcomes:
-        return Outcomes(np.concatenate(self._right), np.concatenate(self._losses))
+        return Outcomes(self._right.array(), self._losses.array())
 
 
 def report(before: Scored | None, after: Scored) -> dict[str, Any]:
@@ -64,12 +64,20 @@ def change(before: Outcomes, after: Outcomes) -> dict[str, float]:
     gained = np.count_nonzero(after.right & ~before.right) / n
     lost = np.count_nonzero(before.right & ~after.right) / n
     counts = random.multinomial(n, [gained, lost, max(1 - gained - lost, 0)], ACCURACY_DRAWS)
-    differences = after.losses - before.losses
-    losses = np.array([differences[random.integers(n, size=n)].mean() for _ in range(LOSS_DRAWS)])
+    differences, drawn = scratch.empty(n, np.float64), scratch.empty(n, np.float64)
+    np.subtract(after.losses, before.losses, out=differences)
+    losses = np.array([_redrawn(differences, random, drawn).mean() for _ in range(LOSS_DRAWS)])
     return {
         **_interval("accuracy_change", gained - lost, (counts[:, 0] - counts[:, 1]) / n),
         **_interval("loss_change", float(differences.mean()), losses),
     }
+
+
+def _redrawn(values: np.ndarray, random: np.random.Generator, out: np.ndarray) -> np.ndarray:
+    """values[random.integers(n, size=n)], without the index in memory."""
+    for part in scratch.pieces(len(values)):
+        out[part] = values[random.integers(len(values), size=part.stop - part.start)]
+    return out
 
 
 def _interval(name: str, value: float, draws: np.ndarray) -> dict[str, float]:

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from transferctl.contracts import BadSample
+from transferctl.texts import Texts, packed
 from transferctl.wording import counted, printable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
@@ -98,25 +99,27 @@ def read_bytes(path: str) -> bytes:
 
 
 class ImageFiles:
-    """Labelled image files. Paths are packed into one bytes object, so a million cost what they measure."""
+    """Labelled image files. Paths are packed, so a million cost what they measure, and no memory of a process."""
 
     def __init__(
-        self, paths: Iterable[str], labels: Sequence[int], class_names: Sequence[str], notes: Sequence[str] = ()
+        self,
+        paths: Iterable[str] | Texts,
+        labels: Sequence[int] | np.ndarray,
+        class_names: Sequence[str],
+        notes: Sequence[str] = (),
     ):
-        encoded = [os.fsencode(path) for path in paths]
-        self._offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-        self._packed = b"".join(encoded)
+        self._paths = packed(paths)
         self.labels = np.asarray(labels, dtype=np.int32)
         self.class_names = tuple(class_names)
         self.notes = tuple(notes)
         self.reads_files = True
-        assert len(self.labels) == len(encoded)
+        assert len(self.labels) == len(self._paths)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def name(self, index: int) -> str:
-        return os.fsdecode(self._packed[self._offsets[index] : self._offsets[index + 1]])
+        return self._paths[index]
 
     def read(self, index: int, at_least: int = 0) -> Image.Image:
         return decode(read_bytes(self.name(index)), at_least=at_least)
@@ -129,6 +132,9 @@ class ImageFiles:
         return hashlib.sha256(read_bytes(self.name(index))).hexdigest()
 
 
-def first_frame_notes(paths: Iterable[str]) -> list[str]:
-    gifs = sum(path.lower().endswith(".gif") for path in paths)
+def is_gif(path: str) -> bool:
+    return path.lower().endswith(".gif")
+
+
+def first_frame_notes(gifs: int) -> list[str]:
     return [f"{counted(gifs, 'GIF')}: the first frame is used"] if gifs else []

@@ -13,13 +13,14 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import chain, count, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from transferctl import grouping, scratch
 from transferctl.contracts import BadSample, Batch, Dataset, Task
 from transferctl.data import Split
 from transferctl.display import Display
@@ -50,28 +51,40 @@ def workers_for(asked: int | str, split: Split) -> int:
     return min(os.cpu_count() or 1, 8) if split.dataset.reads_files and len(split) >= 64 else 0
 
 
-def epoch_batches(labels: np.ndarray, batch_size: int, seed: int, epoch: int, balanced: bool) -> list[np.ndarray]:
-    """One pass over the samples in random order, cut into equal batches of draws [n, 2] (see `draws`)."""
-    return np.array_split(draws(labels, balanced, [seed, epoch]), steps_per_epoch(len(labels), batch_size))
+def epoch_batches(labels: np.ndarray, batch_size: int, seed: int, epoch: int, balanced: bool) -> Iterator[np.ndarray]:
+    """One pass over the samples in random order, cut into equal batches of draws, int64 [n, 2] (see `draws`)."""
+    drawn = draws(labels, balanced, [seed, epoch])
+    for part in _equal_parts(len(drawn), steps_per_epoch(len(labels), batch_size)):
+        yield drawn[part].astype(np.int64)
+
+
+def _equal_parts(n: int, parts: int) -> Iterator[slice]:
+    """As np.array_split cuts: the first ones have one more where they cannot be equal."""
+    each, more = divmod(n, parts)
+    stops = (i * each + min(i, more) for i in range(1, parts + 1))
+    return (slice(start, stop) for start, stop in pairwise(chain([0], stops)))
 
 
 def draws(labels: np.ndarray, balanced: bool, key: Sequence[int]) -> np.ndarray:
-    """As many draws as there are samples, in an order keyed by `key`: [n, 2], a sample's position and how often it
-    was drawn before. Each sample once; `balanced`: each class as often as any other, its samples in turn."""
+    """As many draws as there are samples, in an order keyed by `key`: int32 [n, 2], a sample's position and how often
+    it was drawn before. Each sample once; `balanced`: each class as often as any other, its samples in turn."""
     random, n = np.random.default_rng(key), len(labels)
+    drawn = scratch.empty((n, 2), np.int32)
     if not balanced:
-        return np.stack([random.permutation(n), np.zeros(n, dtype=np.int64)], axis=1)
-    classes = np.unique(labels)
+        drawn[:, 0], drawn[:, 1] = grouping.permutation(n, random), 0
+        return drawn
+    n_classes = int(labels.max(initial=-1)) + 1
+    classes = np.flatnonzero(grouping.counts(labels, n_classes))
     shares = np.full(len(classes), n // len(classes))
     shares[random.permutation(len(classes))[: n % len(classes)]] += 1
-    parts = []
-    for label, share in zip(classes, shares, strict=True):
-        members = np.flatnonzero(labels == label)
-        turns = _parts(int(share), len(members))
-        positions = np.concatenate([random.permutation(members) for _ in range(turns)])
-        parts.append(np.stack([positions, np.repeat(np.arange(turns), len(members))], axis=1)[:share])
-    drawn: np.ndarray = random.permutation(np.concatenate(parts))
-    return drawn
+    done = 0
+    for (_, members), share in zip(grouping.members(labels, n_classes), shares.tolist(), strict=True):
+        for turn in range(_parts(share, len(members))):
+            positions = grouping.shuffled(members, random)[: share - turn * len(members)]
+            rows = slice(done, done + len(positions))
+            drawn[rows, 0], drawn[rows, 1] = positions, turn
+            done = rows.stop
+    return scratch.taken(drawn, grouping.permutation(n, random))
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -216,14 +229,15 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """The split in order, once, without augmentation; `hashed`: with digests of what was read. Raises BrokenSamples."""
     images = _Images([split], preprocessing, [None], 0, hashed=hashed)
-    chunks = np.array_split(np.arange(len(split)), _parts(len(split), batch_size))
-    return _batches(images, ([(0, 0, int(position), 0) for position in chunk] for chunk in chunks), task, workers)
+    parts = _equal_parts(len(split), _parts(len(split), batch_size))
+    steps = ([(0, 0, position, 0) for position in range(part.start, part.stop)] for part in parts)
+    return _batches(images, steps, task, workers)
 
 
 @dataclass(frozen=True)
 class Audit:
     """What a pass over a split found. broken: by position; digests: SHA-256 of each sample's content, uint8
-    [n, 32], zeros where it was not asked for or could not be read."""
+    [n, 32], zeros where it could not be read; [0, 32] where it was not asked for."""
 
     split: Split
     broken: Mapping[int, Unreadable]
@@ -232,17 +246,20 @@ class Audit:
 
 def audit(split: Split, workers: int, display: Display, *, hashed: bool = False) -> Audit:
     """Decode every sample of a split once; `hashed`: take its digest too."""
-    chunks = np.array_split(np.arange(len(split)), max(1, _parts(len(split), AUDIT_CHUNK)))
     broken: dict[int, Unreadable] = {}
-    digests = np.zeros((len(split), 32), dtype=np.uint8)
+    digests = scratch.empty((len(split) if hashed else 0, 32), np.uint8)
+    digests[:], done = 0, 0
+    parts = _equal_parts(len(split), max(1, _parts(len(split), AUDIT_CHUNK)))
+    steps = (range(part.start, part.stop) for part in parts)
     with display.progress(f"reading {split.name}", len(split)) as progress:
-        for positions, rows in zip(chunks, _loader(_Probe(split, hashed), chunks, workers), strict=True):
-            for position, found in zip(positions.tolist(), rows, strict=True):
+        for rows in _loader(_Probe(split, hashed), steps, workers):
+            for position, found in enumerate(rows, done):
                 if isinstance(found, Unreadable):
                     broken[position] = found
-                else:
+                elif hashed:
                     digests[position] = np.frombuffer(found, dtype=np.uint8)
-            progress.advance(len(positions))
+            done += len(rows)
+            progress.advance(len(rows))
     return Audit(split, broken, digests)
 
 

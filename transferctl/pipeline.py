@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from transferctl import checkpoint, data, device, loaders, plugins, preprocess, runs, weights, yamlfile
+from transferctl import checkpoint, data, device, grouping, loaders, plugins, preprocess, runs, weights, yamlfile
 from transferctl.contracts import Task
 from transferctl.data import DomainData, Split
 from transferctl.device import Compute
@@ -86,9 +86,9 @@ def _readable(spec: Spec, domain: DomainData, name: str, display: Display) -> Do
 def without_broken(domain: DomainData, name: str, audits: Sequence[Audit], display: Display) -> DomainData:
     """The domain less its broken samples, each named. Raises DataError where too little is left."""
     kept = {audit.split.name: readable_rows(audit, f"{name}.{audit.split.name}", display) for audit in audits}
-    missing = set(range(len(domain.classes))) - set(np.unique(kept["train"].labels).tolist())
-    if missing:
-        lost = shown([domain.classes[i] for i in sorted(missing)])
+    missing = np.flatnonzero(grouping.counts(kept["train"].labels, len(domain.classes)) == 0)
+    if len(missing):
+        lost = shown([domain.classes[i] for i in missing])
         raise DataError(f"{name}.train: no readable training sample is left of {lost}")
     skipped = sum(len(audit.broken) for audit in audits)
     return replace(domain, train=kept["train"], val=kept["val"], test=kept.get("test"), skipped=skipped)
@@ -103,7 +103,7 @@ def readable_rows(audit: Audit, name: str, display: Display) -> Split:
         display.warn(f"{name}: {len(broken)} of {len(split)} samples skipped")
     if len(broken) == len(split):
         raise DataError(f"{name}: no readable sample is left")
-    return split.rows(np.setdiff1d(np.arange(len(split)), list(broken)))
+    return split.without(broken)
 
 
 def read_ahead(splits: Sequence[Split], spec: Spec, display: Display) -> None:
@@ -288,6 +288,6 @@ def domain_loss(
     of the mean loss are the same (King & Zeng 2001; scikit-learn's "balanced")."""
     if balance != "weights":
         return DomainLoss(label_smoothing)
-    counts = np.bincount(train.labels, minlength=len(classes))
+    counts = grouping.counts(train.labels, len(classes))
     weights = len(train) / (np.count_nonzero(counts) * np.maximum(counts, 1))
     return DomainLoss(label_smoothing, torch.tensor(weights, dtype=torch.float32, device=compute.device))

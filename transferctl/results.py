@@ -6,10 +6,11 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from transferctl import checkpoint, runs
+from transferctl import checkpoint, runs, scratch
 from transferctl.data import Split
 from transferctl.device import Compute
 from transferctl.display import Display
@@ -55,16 +56,18 @@ class Predictions:
     and are not kept: those of a million samples and a thousand classes would be 4 GB."""
 
     def __init__(self) -> None:
-        self._batches: list[tuple[Tensor, Tensor]] = []
+        self._predicted, self._probability = scratch.Growing(np.int32), scratch.Growing(np.float64)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> None:
         """logits: [N, C]."""
         probability, predicted = torch.softmax(logits.double(), dim=1).max(dim=1)
-        self._batches.append((predicted, probability))
+        self._predicted.append(predicted.numpy())
+        self._probability.append(probability.numpy())
 
     def __iter__(self) -> Iterator[tuple[int, float]]:
-        for predicted, probability in self._batches:
-            yield from zip(predicted.tolist(), probability.tolist(), strict=True)
+        predicted, probability = self._predicted.array(), self._probability.array()
+        for part in scratch.pieces(len(predicted)):
+            yield from zip(predicted[part].tolist(), probability[part].tolist(), strict=True)
 
 
 def write_predictions(run: Run, classes: Sequence[str], scored: Sequence[tuple[Split, Predictions]]) -> None:

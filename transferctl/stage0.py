@@ -13,7 +13,7 @@ import torch
 import torchvision
 
 import transferctl
-from transferctl import checkpoint
+from transferctl import checkpoint, scratch
 from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.errors import CheckpointError
@@ -43,8 +43,9 @@ def fingerprint(spec: Spec, model: TransferModel, audits: Sequence[Audit], compu
     for audit in audits:
         split = audit.split
         digest.update(f"\0{split.name} {len(split)}\0".encode())
-        for column in (split.indices.astype("<i8"), split.labels.astype("<i8"), audit.digests):
-            digest.update(column.tobytes())
+        for column, dtype in ((split.indices, "<i8"), (split.labels, "<i8"), (audit.digests, "u1")):
+            for part in scratch.pieces(len(column)):
+                digest.update(column[part].astype(dtype).tobytes())
     return digest.hexdigest()
 
 

@@ -134,7 +134,7 @@ def align_source(
         model.add_new_head("source", domain.classes, hidden=(), dropout=0.0, seed=seed)
         return domain, True
     display.note(f"source head: the pretrained one; {len(outputs)} of its {len(names)} classes have source data")
-    train, val = (replace(split, labels=outputs[split.labels]) for split in (domain.train, domain.val))
+    train, val = (split.relabelled(outputs) for split in (domain.train, domain.val))
     return replace(domain, classes=model.classes["source"], train=train, val=val), False
 
 

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import partial
+from heapq import merge
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import Field
 
+from transferctl import scratch
 from transferctl.errors import DataError
-from transferctl.images import EXTENSIONS, ImageFiles, first_frame_notes
+from transferctl.images import EXTENSIONS, ImageFiles, first_frame_notes, is_gif
 from transferctl.settings import DataSettings, InputPath, Text
+from transferctl.texts import Texts
 from transferctl.wording import counted, printable, shown
 
 SYSTEM_NAMES = ("__macosx", "thumbs.db", "desktop.ini")  # left by macOS's zip and by Windows, in any case
+RUN = 8192  # names of a folder that are sorted at a time
+SHOWN = 3
 
 
 class Settings(DataSettings):
@@ -28,38 +37,62 @@ class Settings(DataSettings):
 
 
 @dataclass
+class _Names:
+    """How many, and the first few of them: there may be a stray beside each image."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, name: str) -> None:
+        self.count += 1
+        if self.count <= SHOWN:
+            self.first.append(name)
+
+    def __str__(self) -> str:
+        more = self.count - len(self.first)
+        return shown(self.first) + (f" and {more} more" if more else "")
+
+
+@dataclass
 class _Found:
-    """What a scan saw besides images."""
+    """What a scan saw besides images, and how many of those are GIFs."""
 
     hidden: int = 0
-    excluded: list[str] = field(default_factory=list)
-    strays: list[str] = field(default_factory=list)
+    gifs: int = 0
+    excluded: _Names = field(default_factory=_Names)
+    strays: _Names = field(default_factory=_Names)
     undecodable: list[str] = field(default_factory=list)
+    used_patterns: set[str] = field(default_factory=set)
 
 
 def load(settings: Settings, role: str, seed: int) -> ImageFiles:
     """List the folder. Raises DataError where it is no folder of class folders, or cannot be listed."""
-    root, found = settings.path, _Found()
+    root, found, sizes = settings.path, _Found(), list[int]()
     try:
         class_folders = _class_folders(root, found)
-        listed = [list(_images(os.path.join(root, name), root, settings.exclude, found, ())) for name in class_folders]
+        paths = Texts(_all_images(class_folders, settings, found, sizes))
     except OSError as error:  # not only of listing: a link to itself, or into a folder that may not be entered
         fix = "give this user permission to list it" if isinstance(error, PermissionError) else "mend or remove it"
         raise DataError(f"{printable(str(error.filename))}: cannot be listed: {error.strerror}; {fix}") from None
-    paths = [path for images in listed for path in images]
-    labels = [label for label, images in enumerate(listed) for _ in images]
-    empty = [name for name, images in zip(class_folders, listed, strict=True) if not images]
+    empty = [name for name, size in zip(class_folders, sizes, strict=True) if not size]
     _refuse_undecodable(root, [*found.undecodable, *(name for name in class_folders if not name.isprintable())])
-    if not paths:
+    if not len(paths):
         raise DataError(f"{root}: holds no images ({', '.join(sorted(EXTENSIONS))}) in its class folders")
     if empty and role == "train":
         raise DataError(f"{root}: no images in the class folders {shown(empty)}; fill them or remove them")
-    if idle := [
-        pattern for pattern in settings.exclude if not any(_excludes(p, pattern, root) for p in found.excluded)
-    ]:
+    if idle := [pattern for pattern in settings.exclude if pattern not in found.used_patterns]:
         raise DataError(f"{root}: `exclude` names what is not there: {shown(idle)}; mend the pattern or remove it")
-    notes = [*_notes(found), *([f"empty class folders: {shown(empty)}"] if empty else []), *first_frame_notes(paths)]
-    return ImageFiles(paths, labels, class_folders, notes)
+    notes = [*_notes(found), *([f"empty class folders: {shown(empty)}"] if empty else [])]
+    return ImageFiles(paths, _labels(sizes), class_folders, [*notes, *first_frame_notes(found.gifs)])
+
+
+def _labels(sizes: Sequence[int]) -> np.ndarray:
+    """int32 [n]: each class's number as often as it has images."""
+    labels, done = scratch.empty(sum(sizes), np.int32), 0
+    for label, size in enumerate(sizes):
+        labels[done : done + size] = label
+        done += size
+    return labels
 
 
 def _class_folders(root: Path, found: _Found) -> list[str]:
@@ -68,18 +101,29 @@ def _class_folders(root: Path, found: _Found) -> list[str]:
     if not root.is_dir():
         raise DataError(f"{root}: is a file, not a folder of class folders; a manifest's name must end in .csv")
     names = []
-    for entry in _entries(str(root)):
-        if _is_hidden(entry.name):
+    for name, kind in _entries(str(root)):
+        path = os.path.join(root, name)
+        if _is_hidden(name):
             found.hidden += 1
-        elif entry.is_dir():
-            names.append(entry.name)
+        elif kind == "d" or (kind == "l" and _leads_to_folder(path)):
+            names.append(name)
         else:
-            found.strays.append(entry.path)
+            found.strays.add(path)
     if not names:
         raise DataError(f"{root}: has no class folders; put the images of each class into a folder of its own")
     if {"train"} <= set(names) <= {"train", "val", "valid", "validation", "test"}:
         raise DataError(f"{root}: holds splits, not classes; name {root}/train and its siblings in the spec")
     return names
+
+
+def _all_images(class_folders: Sequence[str], settings: Settings, found: _Found, sizes: list[int]) -> Iterator[str]:
+    """Class by class; `sizes` becomes the number of images of each."""
+    for name in class_folders:
+        sizes.append(0)
+        for path in _images(os.path.join(settings.path, name), settings.path, settings.exclude, found, ()):
+            sizes[-1] += 1
+            found.gifs += is_gif(path)
+            yield path
 
 
 def _images(
@@ -90,38 +134,71 @@ def _images(
     identity = (status.st_dev, status.st_ino)
     if identity in parents:
         raise DataError(f"{printable(folder)}: a link that leads back to a folder around it; remove it")
-    for entry in _entries(folder):
-        if _is_hidden(entry.name):
+    for name, kind in _entries(folder):
+        path = f"{folder}{os.sep}{name}"
+        if _is_hidden(name):
             found.hidden += 1
-        elif any(_excludes(entry.path, pattern, root) for pattern in exclude):
-            found.excluded.append(entry.path)
-        elif _is_folder(entry):
-            yield from _images(entry.path, root, exclude, found, (*parents, identity))
-        elif not _is_image_name(entry.name) or not (entry.is_symlink() or entry.is_file()):
-            found.strays.append(entry.path)
-        elif not _is_text(entry.name):
-            found.undecodable.append(entry.path)
+        elif exclude and (matching := {pattern for pattern in exclude if _excludes(path, pattern, root)}):
+            found.excluded.add(path)
+            found.used_patterns |= matching
+        elif kind == "d" or (kind == "l" and _is_linked_folder(path)):
+            yield from _images(path, root, exclude, found, (*parents, identity))
+        elif kind == "o" or not _is_image_name(name):
+            found.strays.add(path)
+        elif not _is_text(name):
+            found.undecodable.append(path)
         else:
-            yield entry.path
+            yield path
 
 
-def _entries(folder: str) -> list[os.DirEntry[str]]:
+def _entries(folder: str) -> Iterator[tuple[str, str]]:
+    """What a folder holds, in the order of names: (name, kind), kind d for a folder, f a file, l a link, o another.
+
+    Sorted in runs that are merged, as all names of a folder of a million images would take 100 MB."""
     with os.scandir(folder) as entries:
-        return sorted(entries, key=lambda entry: entry.name)
+        marked = _run(entries)
+        if len(marked) == RUN:
+            later = chain.from_iterable(iter(partial(_run, entries), []))
+            names = Texts(chain(marked, later))
+            starts = range(0, len(names), RUN)
+            runs = [map(names.__getitem__, range(start, min(start + RUN, len(names)))) for start in starts]
+            yield from ((name[:-2], name[-1]) for name in merge(*runs))
+            return
+    yield from ((name[:-2], name[-1]) for name in marked)
+
+
+def _run(entries: Iterator[os.DirEntry[str]]) -> list[str]:
+    """Of the next RUN entries the names, sorted, each with its kind after a NUL, which sorts before all else."""
+    return sorted(f"{entry.name}\0{_kind(entry)}" for entry in islice(entries, RUN))
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    if entry.is_file(follow_symlinks=False):
+        return "f"
+    if entry.is_symlink():
+        return "l"
+    return "d" if entry.is_dir(follow_symlinks=False) else "o"
 
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _is_linked_folder(path: str) -> bool:
     """A link that cannot be followed is a sample if it is an image by name: reading it says what is wrong."""
     try:
-        return entry.is_dir()
+        return _leads_to_folder(path)
     except OSError:
-        if entry.is_symlink() and _is_image_name(entry.name):
+        if _is_image_name(path):
             return False
         raise
+
+
+def _leads_to_folder(link: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(link).st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def _is_image_name(name: str) -> bool:
@@ -151,7 +228,7 @@ def _excludes(path: str, pattern: str, root: Path) -> bool:
 def _notes(found: _Found) -> Iterator[str]:
     if found.hidden:
         yield f"{found.hidden:,} hidden ignored (names that start with a dot, __MACOSX, Thumbs.db, desktop.ini)"
-    if found.excluded:
-        yield f"{counted(len(found.excluded), 'file')} left out by `exclude`: {shown(found.excluded)}"
-    if found.strays:
-        yield f"{counted(len(found.strays), 'file')} not used, being no images by name: {shown(found.strays)}"
+    if found.excluded.count:
+        yield f"{counted(found.excluded.count, 'file')} left out by `exclude`: {found.excluded}"
+    if found.strays.count:
+        yield f"{counted(found.strays.count, 'file')} not used, being no images by name: {found.strays}"

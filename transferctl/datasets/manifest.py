@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 from pydantic import Field
 
+from transferctl import repeats, scratch
 from transferctl.errors import DataError
-from transferctl.images import ImageFiles, first_frame_notes
+from transferctl.images import ImageFiles, first_frame_notes, is_gif
 from transferctl.settings import DataSettings, InputPath, Text
+from transferctl.texts import Texts
 from transferctl.wording import counted, printable, shown
 
 SHOWN_FAULTS = 20
@@ -27,13 +31,6 @@ class Settings(DataSettings):
     )
 
 
-class _Row(NamedTuple):
-    line: int
-    path: str
-    label: str
-    split: str
-
-
 class _Fault(NamedTuple):
     line: int
     text: str
@@ -41,15 +38,14 @@ class _Fault(NamedTuple):
 
 def load(settings: Settings, role: str, seed: int) -> ImageFiles:
     """Read the manifest. Raises DataError naming each faulty line; images are looked at only when they are read."""
-    rows, columns, faults = _rows(settings)
     wanted = settings.split or role
-    used = [row for row in rows if row.split == wanted] if "split" in columns else rows
-    _refuse(settings, [*faults, *_repeats(used)])
-    if not rows:
+    rows = _Rows(settings, wanted)
+    _refuse(settings, [*rows.faults, *rows.repeats()])
+    if not rows.split_sizes:
         raise DataError(f"{settings.path}: has no rows below its header")
     notes = []
-    if "split" in columns:
-        sizes = Counter(row.split for row in rows)
+    if "split" in rows.columns:
+        sizes = rows.split_sizes
         if wanted not in sizes:
             raise DataError(f"{settings.path}: no row has split {wanted!r}; the file has {shown(sorted(sizes), 10)}")
         if len(sizes) > 1:
@@ -58,42 +54,86 @@ def load(settings: Settings, role: str, seed: int) -> ImageFiles:
     elif settings.split is not None:
         raise DataError(f"{settings.path}: the spec asks for split {wanted!r}, but there is no column split")
     folder = os.path.dirname(settings.path)
-    paths = [os.path.join(folder, row.path) for row in used]
-    class_names = sorted({row.label for row in used})
-    positions = {name: i for i, name in enumerate(class_names)}
-    other = [name for name in columns if name not in ("path", "label", "split")]
+    class_names = sorted(rows.label_names)
+    positions = np.empty(len(class_names), np.int32)
+    positions[[rows.label_names[name] for name in class_names]] = np.arange(len(class_names))
+    other = [name for name in rows.columns if name not in ("path", "label", "split")]
     notes += [f"columns not used: {shown(other, 10)}"] if other else []
-    return ImageFiles(paths, [positions[row.label] for row in used], class_names, [*notes, *first_frame_notes(paths)])
+    paths = (os.path.join(folder, path) for path in rows.paths)
+    notes += first_frame_notes(rows.gifs)
+    return ImageFiles(paths, scratch.taken(positions, rows.labels), class_names, notes)
 
 
-def _rows(settings: Settings) -> tuple[list[_Row], list[str], list[_Fault]]:
-    """The sound rows, the column names, and what is wrong with the other rows."""
+class _Rows:
+    """The sound rows of the wanted split, packed: paths as written, labels in the order of their first rows, lines."""
+
+    def __init__(self, settings: Settings, wanted: str):
+        self.columns: list[str] = []
+        self.faults: list[_Fault] = []
+        self.split_sizes: Counter[str] = Counter()
+        self.gifs = 0
+        self.label_names: dict[str, int] = {}
+        labels, lines = scratch.Growing(np.int32), scratch.Growing(np.int64)
+        self.paths = Texts(self._read(settings, wanted, labels, lines))
+        self.labels, self.lines = labels.array(), lines.array()
+
+    def _read(self, settings: Settings, wanted: str, labels: scratch.Growing, lines: scratch.Growing) -> Iterator[str]:
+        """The paths, one after another; all else is noted on the way."""
+        with closing(_lines(settings)) as file:
+            reader = csv.reader(file, strict=True)
+            try:
+                self.columns += [name.strip() for name in next(reader, [])]
+                _check_header(settings, self.columns)
+                for cells in filter(None, reader):
+                    if faults := [_Fault(reader.line_num, text) for text in _faults(self.columns, cells)]:
+                        self.faults += faults
+                        continue
+                    row = dict(zip(self.columns, cells, strict=True))
+                    split = row.get("split", wanted)
+                    self.split_sizes[split] += 1
+                    if split == wanted:
+                        labels.add(self.label_names.setdefault(row["label"], len(self.label_names)))
+                        lines.add(reader.line_num)
+                        self.gifs += is_gif(row["path"])
+                        yield row["path"]
+            except csv.Error as error:
+                raise DataError(f"{settings.path}:{reader.line_num}: is not CSV: {error}") from None
+
+    def repeats(self) -> Iterator[_Fault]:
+        """Rows of a path that an earlier one has."""
+        hashes = repeats.hashes(map(os.path.normpath, self.paths), len(self.paths))
+        names = list(self.label_names)
+        for row, first in repeats.earlier(hashes, self._normal):
+            label, other = names[self.labels[row]], names[self.labels[first]]
+            how = "again, as" if label == other else f"as {label!r}, but as {other!r}"
+            yield _Fault(int(self.lines[row]), f"{self.paths[row]} stands here {how} in line {self.lines[first]}")
+
+    def _normal(self, row: int) -> str:
+        return os.path.normpath(self.paths[row])
+
+
+def _lines(settings: Settings) -> Generator[str]:
     path = settings.path
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            yield from file
     except FileNotFoundError:
         raise DataError(
             f"{path}: no such file; paths are relative to the spec's folder, then the working folder"
         ) from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is not UTF-8 (byte {_first_odd_byte(path)}); save it as UTF-8") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows: list[_Row] = []
-    faults: list[_Fault] = []
+
+
+def _first_odd_byte(path: Path) -> int:
+    """Counted from the file's start: reading line by line, the decoder counts from where it reads."""
     try:
-        columns = [name.strip() for name in next(reader, [])]
-        _check_header(settings, columns)
-        for cells in filter(None, reader):
-            found = [_Fault(reader.line_num, text) for text in _faults(columns, cells)]
-            faults += found
-            if not found:
-                values = dict(zip(columns, cells, strict=True))
-                rows.append(_Row(reader.line_num, values["path"], values["label"], values.get("split", "")))
-    except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: is not CSV: {error}") from None
-    return rows, columns, faults
+        path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        return error.start
+    return 0
 
 
 def _check_header(settings: Settings, columns: list[str]) -> None:
@@ -112,15 +152,6 @@ def _faults(columns: Sequence[str], cells: Sequence[str]) -> Iterator[str]:
             yield f"{name} is empty"
         elif name in ("path", "label") and not value.isprintable():
             yield f"{name} has unprintable characters: {printable(value)}"
-
-
-def _repeats(rows: Sequence[_Row]) -> Iterator[_Fault]:
-    first: dict[str, _Row] = {}
-    for row in rows:
-        earlier = first.setdefault(os.path.normpath(row.path), row)
-        if earlier is not row:
-            how = "again, as" if earlier.label == row.label else f"as {row.label!r}, but as {earlier.label!r}"
-            yield _Fault(row.line, f"{row.path} stands here {how} in line {earlier.line}")
 
 
 def _refuse(settings: Settings, faults: Sequence[_Fault]) -> None:
