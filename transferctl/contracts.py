@@ -59,9 +59,10 @@ class Mixed:
 class Batch:
     """One step's samples of both domains; the first `n_source` rows are source, the rest target.
 
-    inputs: uint8 [N, 3, H, W] (images, not yet normalised; float, of 0 to 255, once they are mixed) or float [N, D]
-    (features computed before). labels: int64 [N], each a position in its own domain's class map. names: what
-    people call the samples, for messages.
+    inputs: uint8 [N, 3, H, W] (images, not yet normalised; float, of 0 to 255, once they are mixed), or what these have
+    become after the backbone's first `after` stages. labels: int64 [N], each a position in its own domain's class map.
+    names: what people call the samples, for messages. digests: SHA-256 of what each was read from, uint8 [N, 32], where
+    it was asked for.
     """
 
     inputs: Any
@@ -70,6 +71,7 @@ class Batch:
     names: tuple[str, ...] = ()
     mixed: Mixed | None = None
     digests: np.ndarray | None = None
+    after: int = 0
 
     @property
     def source(self) -> slice:
@@ -97,7 +99,7 @@ class StepContext:
     def original_target_features(self) -> Features:
         """What the original computes on the batch's target rows, no gradient; once a step, whoever asks."""
         assert self.original is not None, "fine-tuning with penalties keeps the original"
-        return self.original.features(self.batch.inputs[self.batch.target])
+        return self.original.features(self.batch.inputs[self.batch.target], self.batch.after)
 
 
 @dataclass(frozen=True)
@@ -142,12 +144,13 @@ class Backbone(Protocol):
     feature_dim: int
 
     def stages(self) -> Sequence[Stage]: ...
-    def fingerprint(self) -> str:
-        """SHA-256 over the architecture's name and every weight: the identity of what it computes."""
+    def fingerprint(self, stages: int | None = None) -> str:
+        """SHA-256 over the architecture's name and every weight, or those of the first `stages`: the identity of what
+        they compute."""
         ...
 
-    def forward(self, images: Tensor) -> Features:
-        """images: float [N, 3, H, W], normalised."""
+    def forward(self, x: Tensor, after: int = 0) -> Features:
+        """x: float [N, 3, H, W], normalised, or the output of the first `after` stages."""
         ...
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transferctl import baseline, features, heads, pipeline, pretrain, results, runs, scoring, yamlfile
+from transferctl.cache import open_cache
 from transferctl.display import Display
 from transferctl.model import BatchNorm, TransferModel
 from transferctl.runs import Run
@@ -36,7 +37,9 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     ):
         folder.summary |= {"start": start.origin, "skipped": target.skipped}
         results.describe_run(folder, spec.seed, compute, model, target.named_splits("target"))
-        tables = heads.tables(spec, model, task, target.splits(), compute, display)
+        tables = heads.tables(
+            spec, model, task, target.splits(), compute, open_cache(spec.cache, display.warn), display
+        )
         loss = pipeline.domain_loss(spec.label_smoothing, spec.target.balance, target.train, target.classes, compute)
         fitted = heads.fit(
             model, task, spec, "target", loss, tables["train"], tables["val"], compute, display,

@@ -1,7 +1,10 @@
-"""Frozen features, computed once an image. (A cache on disk, keyed by content, belongs here.)"""
+"""What frozen stages make of each image, computed once and kept in the cache: features for heads, or the activations
+that partial fine-tuning goes on from."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,58 +12,129 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transferctl import loaders
+from transferctl import hashes, loaders, scratch
+from transferctl.cache import Cache, Rows
 from transferctl.contracts import Batch, Features, Task
 from transferctl.data import Split
-from transferctl.device import Compute
 from transferctl.display import Display
-from transferctl.loaders import Stream
-from transferctl.model import TransferModel
+from transferctl.frozen import FrozenStages
+from transferctl.loaders import Stream, Views
+
+COMPUTING_BATCH = 64  # images that a worker hands over together
 
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """pooled: float32 [n, D]; labels: int64 [n]; in the split's order, on the CPU."""
+    """A row a sample of the split and view of it, read from the cache's files as it is needed."""
 
-    pooled: Tensor
-    labels: Tensor
     split: Split
+    stages: FrozenStages
+    rows: Rows
+    views: int = 1
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.split)
 
-    def batch(self, positions: np.ndarray, domain: str) -> Batch:
-        index = torch.from_numpy(positions)
+    def batch(self, positions: np.ndarray, domain: str = "target", view: np.ndarray | int = 0) -> Batch:
+        """positions: [n] in the split; view: of each."""
+        read = self.rows.read(np.asarray(view, np.int64) * len(self.split) + positions)
+        labels = torch.from_numpy(self.split.labels[positions].astype(np.int64))
         names = tuple(map(self.split.sample_name, positions.tolist()))
         n_source = len(positions) if domain == "source" else 0
-        return Batch(self.pooled[index], self.labels[index], n_source, names)
+        return Batch(_from_rows(read, self.stages), labels, n_source, names, after=self.stages.count)
 
 
 def compute(
-    model: TransferModel,
-    task: Task,
+    stages: FrozenStages,
     split: Split,
-    compute_on: Compute,
+    task: Task,
+    cache: Cache,
     display: Display,
     *,
-    batch_size: int,
     workers: int,
+    views: Views | None = None,
+    verify: bool = False,
 ) -> FeatureTable:
-    """One pass of the frozen backbone, in eval mode, over a split. Raises DataError for broken samples."""
-    model.eval()
-    pooled = torch.empty(len(split), model.backbone.feature_dim)
-    labels = torch.empty(len(split), dtype=torch.int64)
+    """A table of the split, or of fixed random views of it. Only what the cache does not have is decoded and computed.
+
+    verify: read every file to see whether it changed. Raises BrokenSamples; DataError for a file that changes all the
+    time.
+    """
+    memo = cache.memo()
+    try:
+        digests = hashes.digests(split, memo, verify=verify)
+    finally:
+        if memo:
+            memo.close()
+    n_views = views.number if views else 1
+    rows = cache.rows(stages.product(), _keys(digests, split, views))
+    table = FeatureTable(split, stages, rows, n_views)
+    missing = rows.missing
+    with rows:
+        _fill(table, missing, task, display, workers, views)
+    total = len(split) * n_views
+    display.note(f"{stages.product().title}: {split.name}: {total - len(missing):,} of {total:,} from the cache")
+    return table
+
+
+def _fill(
+    table: FeatureTable, missing: np.ndarray, task: Task, display: Display, workers: int, views: Views | None
+) -> None:
+    if not len(missing):
+        return
+    batches = loaders.view_batches(
+        table.split, missing, views, task, table.stages.preprocessing, batch_size=COMPUTING_BATCH, workers=workers
+    )
     done = 0
-    batches = loaders.evaluation_batches(split, task, model.preprocessing, batch_size=batch_size, workers=workers)
-    with torch.inference_mode(), display.progress(f"features of {split.name}", len(split)) as progress:
+    with display.progress(f"features of {table.split.name}", len(missing)) as progress:
         for batch in batches:
-            with torch.autocast(compute_on.device.type, torch.bfloat16, enabled=compute_on.bf16):
-                features = model.features(batch.inputs.to(compute_on.device))
-            rows = slice(done, done + len(batch.labels))
-            pooled[rows], labels[rows] = features.pooled.float().cpu(), batch.labels
-            done = rows.stop
-            progress.advance(len(batch.labels))
-    return FeatureTable(pooled, labels, split)
+            positions = missing[done : done + len(batch.labels)]
+            values = _to_rows(table.stages.of(batch).inputs)
+            assert batch.digests is not None
+            table.rows.add(positions, _real_keys(batch.digests, positions, table.split, views), values)
+            done += len(positions)
+            progress.advance(len(positions))
+
+
+def _keys(digests: np.ndarray, split: Split, views: Views | None) -> np.ndarray:
+    """uint8 [views · n, 32]: of a sample its content, of a view that and what the view is made by."""
+    if views is None:
+        return digests
+    keys = scratch.empty((views.number * len(split), 32), np.uint8)
+    for start in range(0, len(keys), 4096):
+        positions = np.arange(start, min(start + 4096, len(keys)))
+        keys[positions] = _real_keys(digests[positions % len(split)], positions, split, views)
+    return keys
+
+
+def _real_keys(digests: np.ndarray, rows: np.ndarray, split: Split, views: Views | None) -> np.ndarray:
+    """digests: of the contents that rows [m] of a table were made from. Zeros, for what cannot be read, stay."""
+    if views is None:
+        return digests
+    made_by = json.dumps([views.augment.model_dump(mode="json", exclude={"views"}), views.seed, views.is_source])
+    keys = np.zeros((len(rows), 32), np.uint8)
+    for i, (digest, row) in enumerate(zip(digests, rows.tolist(), strict=True)):
+        if digest.any():
+            view, index = row // len(split), int(split.indices[row % len(split)])
+            keyed = hashlib.sha256(digest.tobytes() + f"{made_by} {view} {index}".encode())
+            keys[i] = np.frombuffer(keyed.digest(), np.uint8)
+    return keys
+
+
+def _to_rows(activations: Tensor) -> np.ndarray:
+    """[n, …] -> uint8 [n, row_bytes]; maps in channels_last order, as the stages make them."""
+    if activations.ndim == 4:
+        activations = activations.permute(0, 2, 3, 1)
+    rows: np.ndarray = activations.cpu().contiguous().flatten(1).view(torch.uint8).numpy()
+    return rows
+
+
+def _from_rows(rows: np.ndarray, stages: FrozenStages) -> Tensor:
+    values = torch.from_numpy(rows).view(stages.dtype)
+    if len(stages.shape) == 3:
+        channels, height, width = stages.shape
+        return values.view(-1, height, width, channels).permute(0, 3, 1, 2)
+    return values.view(-1, *stages.shape)
 
 
 def training_stream(table: FeatureTable, *, batch_size: int, epochs: int, seed: int, domain: str) -> Stream:
@@ -74,9 +148,11 @@ def training_stream(table: FeatureTable, *, batch_size: int, epochs: int, seed: 
 
 
 def of_batch(batch: Batch) -> Features:
+    """Of a table of all stages."""
     return Features(batch.inputs)
 
 
 def evaluation_batches(table: FeatureTable, batch_size: int = 4096) -> Iterator[Batch]:
+    """In the split's order, once."""
     for start in range(0, len(table), batch_size):
-        yield Batch(table.pooled[start : start + batch_size], table.labels[start : start + batch_size])
+        yield table.batch(np.arange(start, min(start + batch_size, len(table))))

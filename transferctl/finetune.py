@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from transferctl import (
     forgetting,
+    frozen,
     heads,
     penalising,
     pipeline,
@@ -22,16 +23,19 @@ from transferctl import (
     training,
     yamlfile,
 )
+from transferctl.cache import Cache, open_cache
 from transferctl.contracts import Task
 from transferctl.data import DomainData, Split
 from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.forgetting import Scored
+from transferctl.frozen import FrozenStages
 from transferctl.inputs import Inputs
+from transferctl.loaders import Views
 from transferctl.model import Original, TransferModel
 from transferctl.objective import DomainLoss, Objective
 from transferctl.runs import Run
-from transferctl.spec import HeadFirstSettings, Spec
+from transferctl.spec import HeadFirstSettings, SourceSettings, Spec
 from transferctl.training import Fitted
 
 
@@ -50,6 +54,7 @@ class _Setup:
     compute: Compute
     display: Display
     inputs: Inputs
+    cache: Cache
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -64,8 +69,10 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     setup = _set_up(spec, runs_dir, display)
     spec, model, target = setup.spec, setup.model, setup.domains["target"]
     splits = list(setup.splits.values())
+    read = [table.split for table in setup.inputs.tables]
+    late = [split for split in splits if split.name != "train" and not any(split is other for other in read)]
     with pipeline.naming_all_broken(splits, spec, display):
-        pipeline.read_ahead([split for split in splits if split.name != "train"], spec, display)
+        pipeline.read_ahead(late, spec, display)
     with (
         runs.start(runs_dir, "finetune", spec.name, yamlfile.dump(spec), display) as folder,
         pipeline.naming_all_broken(splits, spec, display),
@@ -110,8 +117,53 @@ def _set_up(spec: Spec, runs_dir: Path, display: Display) -> _Setup:
         for domain, data in domains.items()
     }
     model, task = start.model.place(compute), pipeline.task_of(spec)
-    inputs = Inputs(task, model.preprocessing, spec.workers, compute)
-    return _Setup(spec, model, start.origin, start.fresh_heads, domains, losses, task, compute, display, inputs)
+    cache = open_cache(spec.cache, display.warn)
+    inputs = _inputs(spec, model, domains, task, compute, cache, display)
+    return _Setup(spec, model, start.origin, start.fresh_heads, domains, losses, task, compute, display, inputs, cache)
+
+
+def _inputs(
+    spec: Spec, model: TransferModel, domains: Mapping[str, DomainData], task: Task, compute: Compute, cache: Cache,
+    display: Display,
+) -> Inputs:  # fmt: skip
+    """What no epoch trains is computed once: ahead, for images that come again as they are, or without a graph."""
+    count = frozen.leading(model, spec.frozen_by_epoch().values(), pipeline.batchnorm(spec))
+    count = min(count, len(model.backbone.stages()) - 1)  # heads and penalties may look at the maps
+    if not count:
+        return Inputs(task, model.preprocessing, spec.workers, compute)
+    stages = FrozenStages(model, count, compute, display)
+    inputs = Inputs(task, model.preprocessing, spec.workers, compute, stages)
+    splits = [split for data in domains.values() for split in data.splits()]
+    with pipeline.naming_all_broken(splits, spec, display):
+        for label, split, views in _seen_again(spec, domains, stages.last, display):
+            inputs.compute_ahead(split, label, cache, display, views=views)
+    return inputs
+
+
+def _seen_again(
+    spec: Spec, domains: Mapping[str, DomainData], last: str, display: Display
+) -> Iterator[tuple[str, Split, Views | None]]:
+    """The splits whose images come more than once as they are, or in fixed views."""
+    for domain, data in domains.items():
+        if len(data.val):
+            yield f"{domain}.val", data.val, None
+        settings = spec if domain == "target" else spec.source
+        assert settings is not None
+        augment = pipeline.augmentation(settings)
+        if isinstance(settings, SourceSettings) and not settings.rehearsal:
+            continue
+        if augment is None:
+            yield f"{domain}.train", data.train, None
+        elif augment.mixup or augment.cutmix:
+            display.note(f"{domain}.train: images are mixed, so the stages up to {last} run in every epoch")
+        elif augment.views:
+            views = Views(augment, augment.views, spec.seed, domain == "source")
+            yield f"{domain}.train", data.train, views
+        else:
+            display.note(
+                f"{domain}.train: augmented anew in every epoch, so the stages up to {last} run each time, without a "
+                "graph; augment.views: K would compute them for K fixed versions of each image"
+            )
 
 
 def _heads_first(setup: _Setup, settings: HeadFirstSettings, folder: Run) -> tuple[str, ...]:
@@ -123,8 +175,9 @@ def _heads_first(setup: _Setup, settings: HeadFirstSettings, folder: Run) -> tup
         if len(data.val):
             loss = replace(setup.losses[domain], label_smoothing=settings.label_smoothing)
             summary[domain] = heads.head_first(
-                setup.spec, setup.model, setup.task, domain, loss, [data.train, data.val], setup.compute, setup.display
-            )
+                setup.spec, setup.model, setup.task, domain, loss, [data.train, data.val], setup.compute, setup.cache,
+                setup.display,
+            )  # fmt: skip
         else:
             setup.display.note(f"head first: the {domain} head is not trained first, as it has no validation data")
     if not setup.fresh_heads:

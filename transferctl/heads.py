@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from functools import partial
 
 from transferctl import features, loaders, results, training
+from transferctl.cache import Cache
 from transferctl.contracts import Task
 from transferctl.data import Split
 from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.features import FeatureTable
+from transferctl.frozen import FrozenStages
 from transferctl.model import BatchNorm, TransferModel
 from transferctl.objective import DomainLoss, Objective
 from transferctl.runs import Run
@@ -18,20 +20,19 @@ from transferctl.spec import Spec
 from transferctl.training import Fitted
 from transferctl.trainsettings import HeadTrainingSettings
 
-FEATURE_BATCH = 64
-
 
 def tables(
-    spec: Spec, model: TransferModel, task: Task, splits: Iterable[Split], compute: Compute, display: Display
-) -> dict[str, FeatureTable]:
+    spec: Spec, model: TransferModel, task: Task, splits: Iterable[Split], compute: Compute, cache: Cache,
+    display: Display,
+) -> dict[str, FeatureTable]:  # fmt: skip
     """The features of each split, by its name. The backbone is in eval mode."""
+    stages = FrozenStages(model, len(model.backbone.stages()), compute, display)
     return {
         split.name: features.compute(
-            model, task, split, compute, display,
-            batch_size=FEATURE_BATCH, workers=loaders.workers_for(spec.workers, split),
+            stages, split, task, cache, display, workers=loaders.workers_for(spec.workers, split)
         )
         for split in splits
-    }  # fmt: skip
+    }
 
 
 def fit(
@@ -71,6 +72,7 @@ def head_first(
     loss: DomainLoss,
     splits: Iterable[Split],
     compute: Compute,
+    cache: Cache,
     display: Display,
 ) -> dict[str, object]:
     """The first half of LP-FT: the domain's head is trained on frozen features and left as it was at its best epoch.
@@ -79,7 +81,7 @@ def head_first(
     head that starts at random sends gradients into the backbone that it would not send once it is trained.
     """
     assert spec.head_first is not None
-    computed = tables(spec, model, task, splits, compute, display)
+    computed = tables(spec, model, task, splits, compute, cache, display)
     fitted = fit(
         model, task, spec.head_first, domain, loss, computed["train"], computed["val"], compute, display,
         seed=spec.seed, run=None, settings_key="head_first.",

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from transferctl.contracts import BadSample
@@ -51,6 +52,13 @@ def decode(data: bytes, formats: tuple[str, ...] = FORMATS, at_least: int = 0) -
         raise BadSample(f"has {pixels}, more than the {MAX_PIXELS:,} that are read") from None
     except Exception as error:  # decoders raise whatever they like on broken data: OSError, SyntaxError, …
         raise BadSample(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+def versions() -> str:
+    """What the pixels depend on besides the files."""
+    from PIL import features
+
+    return f"Pillow {PIL.__version__}, libjpeg-turbo {features.version('libjpeg_turbo')}"
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

@@ -1,35 +1,79 @@
-"""How samples reach the model: decoded by workers, mixed, on its device."""
+"""How samples reach the model: decoded by workers and mixed, or read from what was computed before; through the frozen
+stages without a graph, once."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import repeat, tee
 
-from transferctl import loaders
-from transferctl.contracts import Batch, Task
+import numpy as np
+import torch
+
+from transferctl import features, loaders
+from transferctl.cache import Cache
+from transferctl.contracts import Batch, Mixed, Task
 from transferctl.data import Split
 from transferctl.device import Compute
-from transferctl.loaders import Augment, Stream
+from transferctl.display import Display
+from transferctl.features import FeatureTable
+from transferctl.frozen import FrozenStages
+from transferctl.loaders import Augment, Key, Stream, Views
 from transferctl.mixing import mix, wanted
 from transferctl.preprocess import Preprocessing
+from transferctl.sizes import in_words
 
 SCORING_BATCH = 256  # images in a forward pass without gradients
 
 
-@dataclass(frozen=True)
 class Inputs:
-    """workers: processes that decode, or auto."""
+    """Batches for the model, after `stages` if there are any. tables: the splits whose activations were computed
+    before."""
 
-    task: Task
-    preprocessing: Preprocessing
-    workers: int | str
-    compute: Compute
+    def __init__(
+        self,
+        task: Task,
+        preprocessing: Preprocessing,
+        workers: int | str,
+        compute: Compute,
+        stages: FrozenStages | None = None,
+    ):
+        """workers: processes that decode, or auto."""
+        self._task, self._preprocessing, self._workers, self._compute = task, preprocessing, workers, compute
+        self.stages, self.tables = stages, list[FeatureTable]()
+
+    def compute_ahead(
+        self, split: Split, label: str, cache: Cache, display: Display, *, views: Views | None, verify: bool = False
+    ) -> None:
+        """Make a table of the split, of all its views, unless there is no room for it, which is said."""
+        assert self.stages is not None
+        rows = len(split) * (views.number if views else 1)
+        cost = f"{rows:,} × {in_words(self.stages.row_bytes)} = {in_words(rows * self.stages.row_bytes)}"
+        if not cache.room_for(rows * self.stages.row_bytes):
+            display.warn(
+                f"{label}: its activations after {self.stages.last} take {cost}, for which the cache has no room; the "
+                "frozen stages run in every epoch. Raise cache.limit, or make room on the disk"
+            )
+            return
+        display.note(f"{label}: activations after {self.stages.last} are computed once and cached: {cost}")
+        self.tables.append(
+            features.compute(
+                self.stages, split, self._task, cache, display, workers=loaders.workers_for(self._workers, split),
+                views=views, verify=verify,
+            )
+        )  # fmt: skip
 
     def scoring_batches(self, split: Split, batch_size: int = SCORING_BATCH) -> Iterator[Batch]:
         """The split in order, once, not augmented. Raises BrokenSamples."""
-        workers = loaders.workers_for(self.workers, split)
-        return loaders.evaluation_batches(split, self.task, self.preprocessing, batch_size=batch_size, workers=workers)
+        table = self._table(split)
+        if table is not None:
+            return features.evaluation_batches(table, batch_size)
+        workers = loaders.workers_for(self._workers, split)
+        batches = loaders.evaluation_batches(
+            split, self._task, self._preprocessing, batch_size=batch_size, workers=workers
+        )
+        return map(self._through_stages, batches)
 
     def training_stream(
         self,
@@ -42,16 +86,77 @@ class Inputs:
         epochs: int,
         seed: int,
     ) -> Stream:
-        """As `loaders.training_stream`; each step's images are mixed where `augment` asks for that."""
-        workers = max(loaders.workers_for(self.workers, split) for split in (target, source) if split is not None)
-        stream = loaders.training_stream(
-            target, source, self.task, self.preprocessing, augment, batch_size=batch_size,
-            source_batch_size=source_batch_size, epochs=epochs, seed=seed, workers=workers,
-        )  # fmt: skip
-        return replace(stream, batches=self._mixed(stream, augment, seed))
+        """Both domains, source first in each batch; the source goes in its own cycle beside the target. Without a
+        target, `batch_size` is the source's. augment: by domain. Raises BrokenSamples."""
+        domains = {name: split for name, split in (("source", source), ("target", target)) if split is not None}
+        *beside, leader = domains.values()
+        steps = loaders.training_steps([*beside, leader], batch_size, source_batch_size, epochs=epochs, seed=seed)
+        n_steps = loaders.steps_per_epoch(len(leader), batch_size)
+        n_samples = len(leader) + (n_steps * source_batch_size if beside else 0)
+        return Stream(self._batches(domains, steps, augment, seed), n_steps, n_samples)
 
-    def _mixed(self, stream: Stream, augment: Augment, seed: int) -> Generator[Batch]:
+    def _batches(
+        self, domains: Mapping[str, Split], steps: Iterator[list[Key]], augment: Augment, seed: int
+    ) -> Generator[Batch]:
+        """A step's rows of tables and its images, put together."""
+        tables = {which: (name, self._table(split)) for which, (name, split) in enumerate(domains.items())}
+        decoded = {which for which, (_, table) in tables.items() if table is None}
         mixing = wanted(augment)
-        with closing(stream):
-            for step, loaded in enumerate(stream.batches):
-                yield mix(loaded.to(self.compute.device), mixing, seed, step) if mixing else loaded
+        steps, again = tee(steps)
+        with closing(self._images(domains, again, decoded, augment, seed)) as images:
+            for step, (keys, loaded) in enumerate(zip(steps, images, strict=False)):
+                parts = [
+                    _from_table(table, [key for key in keys if key[0] == which], name)
+                    for which, (name, table) in tables.items()
+                    if table is not None
+                ]
+                if loaded is not None:
+                    batch = mix(loaded.to(self._compute.device), mixing, seed, step) if mixing else loaded
+                    parts.append(self._through_stages(batch))
+                yield _joined(parts, self._compute)
+
+    def _images(
+        self, domains: Mapping[str, Split], steps: Iterator[list[Key]], decoded: set[int], augment: Augment, seed: int
+    ) -> Generator[Batch | None]:
+        """Of each step what is not in tables; None where all is."""
+        if not decoded:
+            yield from repeat(None)
+        workers = max(loaders.workers_for(self._workers, split) for split in domains.values())
+        keys = ([key for key in step if key[0] in decoded] for step in steps)
+        batches = loaders.training_batches(
+            domains, keys, self._task, self._preprocessing, augment, seed=seed, workers=workers
+        )
+        with closing(batches):
+            yield from batches
+
+    def _through_stages(self, batch: Batch) -> Batch:
+        return self.stages.of(batch) if self.stages else batch
+
+    def _table(self, split: Split) -> FeatureTable | None:
+        return next((table for table in self.tables if table.split is split), None)
+
+
+def _from_table(table: FeatureTable, keys: Iterable[Key], domain: str) -> Batch:
+    """The rows that the keys mean; a sample drawn again is another view of it."""
+    drawn = np.array(list(keys), dtype=np.int64)
+    return table.batch(drawn[:, 2], domain, (drawn[:, 1] + drawn[:, 3]) % table.views)
+
+
+def _joined(parts: list[Batch], compute: Compute) -> Batch:
+    """One batch, source rows first."""
+    if len(parts) == 1:
+        return parts[0]
+    parts = sorted((part.to(compute.device) for part in parts), key=lambda part: -part.n_source)
+    mixed = None
+    if any(part.mixed for part in parts):
+        every = [part.mixed or Mixed(part.labels, torch.ones(len(part.labels))) for part in parts]
+        partners, shares = [one.partners for one in every], [one.share.to(compute.device) for one in every]
+        mixed = Mixed(torch.cat(partners), torch.cat(shares))
+    return replace(
+        parts[0],
+        inputs=torch.cat([part.inputs for part in parts]),
+        labels=torch.cat([part.labels for part in parts]),
+        n_source=parts[0].n_source,
+        names=tuple(name for part in parts for name in part.names),
+        mixed=mixed,
+    )

@@ -111,6 +111,16 @@ Augment = Mapping[str, AugmentSettings | None]  # of each domain
 
 
 @dataclass(frozen=True)
+class Views:
+    """Fixed random versions of each image of a training split: those of the epochs 0 to number − 1."""
+
+    augment: AugmentSettings
+    number: int
+    seed: int
+    is_source: bool
+
+
+@dataclass(frozen=True)
 class Stream:
     """Every training step in order, in one stream, so that workers start once. An epoch is one pass over the
     target (over the source where there is no target); samples_per_epoch counts both domains."""
@@ -152,6 +162,8 @@ class _Images:
         if augment is None:
             pixels = evaluation_image(image, self.preprocessing)
         else:
+            if augment.views:
+                epoch, repeat = (epoch + repeat) % augment.views, 0
             random_key = (self.seed, epoch, int(is_source), index, *([repeat] if repeat else []))
             pixels = training_image(image, self.preprocessing, augment, random_key)
         return _Row(pixels, int(split.labels[position]), is_source, split.sample_name(position), digest)
@@ -187,35 +199,10 @@ class _Together:
         return replace(batch, digests=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32))
 
 
-def training_stream(
-    target: Split | None,
-    source: Split | None,
-    task: Task,
-    preprocessing: Preprocessing,
-    augment: Augment,
-    *,
-    batch_size: int,
-    source_batch_size: int,
-    epochs: int,
-    seed: int,
-    workers: int,
-) -> Stream:
-    """Images of both domains, source first in each batch; the source goes in its own cycle beside the target.
-    Without a target, `batch_size` is the source's. augment: by domain. Raises BrokenSamples."""
-    domains = {"source": source, "target": target}
-    splits = [split for split in domains.values() if split is not None]
-    augments = [augment[domain] for domain, split in domains.items() if split is not None]
-    images = _Images(splits, preprocessing, augments, seed, sources=int(source is not None))
-    steps = _training_steps(splits, batch_size, source_batch_size, epochs=epochs, seed=seed)
-    n_steps = steps_per_epoch(len(splits[-1]), batch_size)
-    beside = n_steps * source_batch_size if len(splits) == 2 else 0
-    return Stream(_batches(images, steps, task, workers), n_steps, len(splits[-1]) + beside)
-
-
-def _training_steps(
+def training_steps(
     splits: Sequence[Split], batch_size: int, source_batch_size: int, *, epochs: int, seed: int
 ) -> Iterator[list[Key]]:
-    """The keys of each step. The last split sets the epoch; one before it goes in its own cycle."""
+    """The keys of each step, source first. The last split sets the epoch; one before it goes in its own cycle."""
     leader = len(splits) - 1
     source = cycle(splits[0].labels, seed, splits[0].balanced)
     for epoch in range(epochs):
@@ -224,13 +211,43 @@ def _training_steps(
             yield [*beside, *((leader, epoch, position, repeat) for position, repeat in drawn.tolist())]
 
 
+def training_batches(
+    domains: Mapping[str, Split],
+    steps: Iterator[list[Key]],
+    task: Task,
+    preprocessing: Preprocessing,
+    augment: Augment,
+    *,
+    seed: int,
+    workers: int,
+) -> Generator[Batch]:
+    """The images of each step. domains: their training splits, source first. Raises BrokenSamples."""
+    augments = [augment[domain] for domain in domains]
+    images = _Images(list(domains.values()), preprocessing, augments, seed, sources=int("source" in domains))
+    return _batches(images, steps, task, workers)
+
+
 def evaluation_batches(
-    split: Split, task: Task, preprocessing: Preprocessing, *, batch_size: int, workers: int, hashed: bool = False
+    split: Split, task: Task, preprocessing: Preprocessing, *, batch_size: int, workers: int
 ) -> Iterator[Batch]:
-    """The split in order, once, without augmentation; `hashed`: with digests of what was read. Raises BrokenSamples."""
-    images = _Images([split], preprocessing, [None], 0, hashed=hashed)
+    """The split in order, once, without augmentation. Raises BrokenSamples."""
+    images = _Images([split], preprocessing, [None], 0)
     parts = _equal_parts(len(split), _parts(len(split), batch_size))
     steps = ([(0, 0, position, 0) for position in range(part.start, part.stop)] for part in parts)
+    return _batches(images, steps, task, workers)
+
+
+def view_batches(
+    split: Split, rows: np.ndarray, views: Views | None, task: Task, preprocessing: Preprocessing, *, batch_size: int,
+    workers: int,
+) -> Iterator[Batch]:  # fmt: skip
+    """Chosen rows (view · n + position) of a split's views, or of the split as evaluation sees it, with digests of what
+    was read. Raises BrokenSamples."""
+    augment, seed = (views.augment, views.seed) if views else (None, 0)
+    sources = int(views is not None and views.is_source)
+    images = _Images([split], preprocessing, [augment], seed, sources, hashed=True)
+    parts = _equal_parts(len(rows), _parts(len(rows), batch_size))
+    steps = ([(0, row // len(split), row % len(split), 0) for row in rows[part].tolist()] for part in parts)
     return _batches(images, steps, task, workers)
 
 

@@ -76,14 +76,21 @@ class TransferModel(nn.Module):
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         return self.to(compute.device).to(memory_format=self._format)
 
-    def features(self, images: Tensor) -> Features:
-        """images: uint8 [N, 3, H, W]. The backbone's own arithmetic may be bf16; heads and losses are fp32."""
-        normalised = normalise(images, self.preprocessing).contiguous(memory_format=self._format)
-        features: Features = self.backbone(normalised)
+    def features(self, inputs: Tensor, after: int = 0) -> Features:
+        """inputs: images, uint8 [N, 3, H, W], or what they have become after the first `after` stages. The backbone's
+        own arithmetic may be bf16; heads and losses are fp32."""
+        if not after:
+            inputs = normalise(inputs, self.preprocessing).contiguous(memory_format=self._format)
+        features: Features = self.backbone(inputs, after)
         return features
 
     def features_of(self, batch: Batch) -> Features:
-        return self.features(batch.inputs)
+        """Of images, or of activations after the batch's first `after` stages."""
+        return self.features(batch.inputs, batch.after)
+
+    def changing(self) -> set[str]:
+        """Names of the backbone's parameters that learn now, and of the norms whose running statistics move."""
+        return {name for name, p in self.backbone.net.named_parameters() if p.requires_grad} | self._moving
 
     def freeze(self, frozen: str | Sequence[str], batchnorm: BatchNorm) -> None:
         """Thaw the backbone but for what `frozen` names: none, all, the last frozen stage, or name patterns.
@@ -149,10 +156,10 @@ class Original:
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self._compute = compute
 
-    def features(self, inputs: Tensor) -> Features:
-        """inputs: images as `TransferModel.features` takes them, on the model's device."""
+    def features(self, inputs: Tensor, after: int = 0) -> Features:
+        """inputs, after: as `TransferModel.features` takes them, on the model's device."""
         with torch.no_grad(), torch.autocast(self._compute.device.type, torch.bfloat16, enabled=self._compute.bf16):
-            return self.model.features(inputs)
+            return self.model.features(inputs, after)
 
 
 def norms(net: nn.Module) -> dict[str, nn.Module]:

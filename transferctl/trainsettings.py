@@ -37,6 +37,13 @@ class AugmentSettings(Settings):
         RandAugmentSettings | None,
         BeforeValidator(_randaugment_shorthand, json_schema_input_type=int | RandAugmentSettings),
     ] = Field(None, description="RandAugment after the crop; a bare number is the magnitude.")
+    views: int | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="Only this many random versions of each image, in turn by epoch, instead of a new one each time: "
+        "what frozen stages make of them is then computed once and cached.",
+    )
     mixup: float | None = Field(
         None, gt=0, le=100, description="Mixup's α: two images of a domain blended, and their labels."
     )

@@ -140,16 +140,18 @@ class TorchvisionBackbone(nn.Module):
         """Input to output. The last one, `pool`, turns the maps into [N, D] and may own layers (VGG's fc6, fc7)."""
         return self._family.stages(self.net)
 
-    def forward(self, images: Tensor) -> Features:
+    def forward(self, x: Tensor, after: int = 0) -> Features:
         *trunk, pool = self.stages()
-        x = images
-        for stage in trunk:
+        for stage in trunk[after:]:
             x = stage.forward(x)
         return Features(pool.forward(x), self._family.maps(x))
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, stages: int | None = None) -> str:
         digest = hashlib.sha256(f"torchvision {self.name}".encode())
+        looked_at = self.stages()[:stages]
         for key, tensor in self.net.state_dict().items():
+            if not any(stage.owns(key) for stage in looked_at):
+                continue
             digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
