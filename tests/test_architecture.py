@@ -80,7 +80,20 @@ def test_a_plugin_writes_nothing_to_the_terminal(name: str) -> None:
     assert "display" not in own_parts(imports(name))
 
 
-@pytest.mark.parametrize("name", ["cli.py", "spec.py", "yamlfile.py", "settings.py", "errors.py", "display.py"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cli.py",
+        "spec.py",
+        "yamlfile.py",
+        "settings.py",
+        "errors.py",
+        "display.py",
+        "cachecommands.py",
+        "cache.py",
+        "hashes.py",
+    ],
+)
 def test_start_up_imports_no_torch(name: str) -> None:
     """Neither do the modules that these import, followed through the package."""
     seen, waiting = set(), [name]

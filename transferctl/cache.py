@@ -6,7 +6,6 @@ bytes), so whatever changes is another row. Files are described in shards.py, th
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from transferctl import entries
-from transferctl.errors import Problem, SpecError
 from transferctl.rows import Rows
 from transferctl.shards import FORMAT
 from transferctl.store import OpenEntry, Product, disk_room, lacking, total_bytes
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from transferctl.cachesettings import CacheSettings
     from transferctl.hashes import Memo
 
-__all__ = ["Cache", "Product", "Rows", "folder_of", "open_cache"]
+__all__ = ["Cache", "Product", "Rows", "open_cache"]
 
 
 class Cache:
@@ -82,7 +80,7 @@ def open_cache(settings: CacheSettings, warn: Callable[[str], None]) -> Cache:
     """Raises SpecError where its folder is no folder."""
     if settings.path == "none":
         return Cache(None, settings.limit, warn)
-    root = folder_of(settings.path)
+    root = entries.root_of(settings.path)
     if others := [entry for entry in entries.found(root) if entry.format != FORMAT]:
         entries_, formats = counted(len(others), "entry" if len(others) == 1 else "entrie"), others[0].format
         warn(
@@ -90,19 +88,3 @@ def open_cache(settings: CacheSettings, warn: Callable[[str], None]) -> Cache:
             "count towards cache.limit, and are removed first"
         )
     return Cache(root, settings.limit, warn)
-
-
-def folder_of(path: Path | str) -> Path:
-    """The folder that is meant by a path or by auto; it need not be there. Raises SpecError where it is a file."""
-    if isinstance(path, Path):
-        root, key, where = path, "cache.path", ""
-    elif given := os.environ.get("TRANSFERCTL_CACHE"):
-        root, key, where = Path(given).expanduser().absolute(), "", "TRANSFERCTL_CACHE"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME")
-        root = (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache") / "transferctl"
-        key, where = "", str(root)
-    if root.exists() and not root.is_dir():
-        message = f"{printable(str(root))} is a file; the cache needs a folder"
-        raise SpecError([Problem(key, message, where)])
-    return root

@@ -9,8 +9,6 @@ from pydantic import BeforeValidator, Field
 from transferctl import sizes
 from transferctl.settings import InputPath, Settings, as_mapping
 
-LIMIT = 20 * 10**9  # bytes
-
 
 def _size(value: Any) -> Any:
     return sizes.parse(value) if isinstance(value, str) else value
@@ -25,7 +23,7 @@ class CacheSettings(Settings):
         "nothing is kept after the run.",
     )
     limit: Annotated[int, Field(gt=0, le=1 << 60), BeforeValidator(_size, json_schema_input_type=int | str)] = Field(
-        LIMIT,
+        sizes.LIMIT,
         description="What the whole folder may take: 20GB, 500MB, or bytes; what was not used for longest goes first.",
     )
 

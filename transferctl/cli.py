@@ -167,6 +167,44 @@ def evaluate(
     _run(verb, load, json, debug)
 
 
+cache = typer.Typer(
+    help="What frozen parts computed, kept for later runs: list, verify and clear it.", no_args_is_help=True
+)
+app.add_typer(cache, name="cache")
+CacheOption = Annotated[
+    Path | None,
+    typer.Option("--path", metavar="DIR", help="The cache's folder, where a spec names one.", show_default=False),
+]
+
+
+@cache.command("list", epilog="Example: transferctl cache list")
+def list_cache(path: CacheOption = None, json: JsonOption = False, debug: DebugOption = False) -> None:
+    """What is kept: title, rows, size, when it was used last, key."""
+    from transferctl import cachecommands
+
+    _run(lambda _, display: cachecommands.show(path, display), lambda: None, json, debug)
+
+
+@cache.command("verify", epilog="Example: transferctl cache verify")
+def verify_cache(path: CacheOption = None, json: JsonOption = False, debug: DebugOption = False) -> None:
+    """Compare every shard with its checksum; damaged ones are removed. Exits 4 if there were any."""
+    from transferctl import cachecommands
+
+    _run(lambda _, display: cachecommands.verify(path, display), lambda: None, json, debug)
+
+
+@cache.command("clear", epilog="Example: transferctl cache clear --older-than 30d")
+def clear_cache(
+    key: Annotated[str, typer.Argument(metavar="[KEY]", help="The first characters of a key; default: all.", show_default=False)] = "",  # noqa: E501
+    older_than: Annotated[str | None, typer.Option("--older-than", metavar="AGE", help="What was not used for 30d, 12h.")] = None,  # noqa: E501
+    path: CacheOption = None, json: JsonOption = False, debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Remove entries, all or some. What a run uses now stays, and is said."""
+    from transferctl import cachecommands
+
+    _run(lambda _, display: cachecommands.clear(path, key, older_than, display), lambda: None, json, debug)
+
+
 @app.command(epilog="Example: transferctl schema > transferctl.schema.json")
 def schema() -> None:
     """Print the spec's JSON Schema, for editors."""
@@ -191,9 +229,9 @@ def _one_of(flag: str, value: str, choices: list[str]) -> None:
 
 
 def _run(
-    verb: Callable[[SpecFile, Display], dict[str, Any]], load: Callable[[], SpecFile], as_json: bool, debug: bool
+    verb: Callable[[Any, Display], dict[str, Any]], load: Callable[[], SpecFile | None], as_json: bool, debug: bool
 ) -> None:
-    """Run a verb; turn every ending into one message and its exit code."""
+    """Run a verb on what was loaded; turn every ending into one message and its exit code."""
     from transferctl.display import Display
 
     display = Display(as_json)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transferctl.errors import Problem, SpecError
 from transferctl.shards import (
     FORMAT,
     NAME,
@@ -30,6 +31,7 @@ from transferctl.shards import (
     read_manifest,
     write_json,
 )
+from transferctl.wording import printable
 
 LOCK, DESCRIPTION = "lock", "entry.json"
 DESCRIPTION_BYTES = 1 << 20
@@ -57,6 +59,22 @@ class Entry:
             with contextlib.suppress(Damaged):
                 total += read_manifest(manifest).rows
         return total
+
+
+def root_of(path: Path | str) -> Path:
+    """The folder that is meant by a path or by auto; it need not be there. Raises SpecError where it is a file."""
+    if isinstance(path, Path):
+        root, key, where = path, "cache.path", ""
+    elif given := os.environ.get("TRANSFERCTL_CACHE"):
+        root, key, where = Path(given).expanduser().absolute(), "", "TRANSFERCTL_CACHE"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME")
+        root = (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache") / "transferctl"
+        key, where = "", str(root)
+    if root.exists() and not root.is_dir():
+        message = f"{printable(str(root))} is a file; the cache needs a folder"
+        raise SpecError([Problem(key, message, where)])
+    return root
 
 
 def folder_of(root: Path, key: str) -> Path:

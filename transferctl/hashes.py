@@ -13,10 +13,10 @@ import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -29,12 +29,15 @@ from transferctl.wording import printable
 if TYPE_CHECKING:
     from transferctl.data import Split
 
-BATCH = 1 << 13  # samples at a time
+BATCH = 1 << 12  # samples at a time
+TASK = 64  # of them, a thread at a time: handing over single small files takes longer than to hash them
 RACY_NS = 2 * 10**9  # FAT's times have this resolution; others are finer
 ATTEMPTS = 3
 BUSY_S = 5.0  # how long another process may hold the memo
 MEMO_PART = 10  # the memo may take a tenth of the cache's limit
 NONE = bytes(32)
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def digests(split: Split, memo: Memo | None, *, verify: bool = False) -> np.ndarray:
@@ -61,8 +64,7 @@ def _of_contents(
         except BadSample:
             return NONE
 
-    run_on = threads.map if split.dataset.reads_files else map
-    return list(run_on(digest, indices))
+    return list(_on(threads, digest, indices) if split.dataset.reads_files else map(digest, indices))
 
 
 def _of_files(
@@ -70,17 +72,23 @@ def _of_files(
 ) -> list[bytes]:
     paths = [split.dataset.name(index) for index in indices]
     if memo is None:
-        return [digest for digest, _ in threads.map(digest_of, paths)]
+        return [digest for digest, _ in _on(threads, digest_of, paths)]
     stamps = [_stamp(path) for path in paths]
     known = {} if verify else memo.find(stamps)
     digests = [known.get(stamp, NONE) for stamp in stamps]
     unknown = [i for i, digest in enumerate(digests) if digest == NONE]
     new: list[tuple[bytes, bytes]] = []
-    for i, (digest, stamp) in zip(unknown, threads.map(digest_of, [paths[i] for i in unknown]), strict=True):
+    for i, (digest, stamp) in zip(unknown, _on(threads, digest_of, [paths[i] for i in unknown]), strict=True):
         digests[i] = digest
         new += [(stamp, digest)] if stamp else []
     memo.add(new)
     return digests
+
+
+def _on(threads: ThreadPoolExecutor, work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """map, in threads."""
+    for results in threads.map(lambda task: [work(item) for item in task], _in_parts(items, TASK)):
+        yield from results
 
 
 def digest_of(path: str) -> tuple[bytes, bytes]:
@@ -104,7 +112,8 @@ def _stamp(path: str) -> bytes:
     except (OSError, ValueError):
         return b""
     parts = f"{status.st_size} {status.st_mtime_ns} {status.st_ino} {status.st_dev} "
-    text = parts.encode() + os.fsencode(os.path.abspath(path))
+    where = path if path.startswith("/") else os.path.abspath(path)
+    text = parts.encode() + where.encode("utf-8", "surrogateescape")
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
@@ -205,6 +214,6 @@ def _forget(path: Path) -> None:
         path.with_name(name).unlink(missing_ok=True)
 
 
-def _in_parts(items: Sequence[bytes], size: int) -> Iterator[Sequence[bytes]]:
+def _in_parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]

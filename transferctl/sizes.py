@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+LIMIT = 20 * 10**9  # of the cache, unless a spec says otherwise
 DECIMAL = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS = DECIMAL | {"KB": 10**3, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 

@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from transferctl import entries
 from transferctl.shards import (
@@ -31,6 +29,9 @@ from transferctl.shards import (
 )
 from transferctl.sizes import in_words
 from transferctl.wording import printable
+
+if TYPE_CHECKING:
+    import numpy as np
 
 DISK_MARGIN = 1 << 30  # bytes that are left free, or a twentieth of a smaller disk
 ENTRY_BYTES = 1 << 14  # description, lock, manifests
