@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -543,6 +544,51 @@ def test_a_disk_that_takes_no_more_is_said_once_and_the_run_goes_on(
     assert not files(root, "*.tmp")
     monkeypatch.undo()
     assert Folder(root).fill(1, 2) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 3 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if not _mounts("mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)):
+        pytest.skip("a file system can be mounted by root alone")
+    yield folder
+    assert _mounts("umount", "--lazy", str(folder))
+
+
+def _mounts(*command: str) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("margin", "cause"), [("kept", "the disk is nearly full"), ("none", os.strerror(errno.ENOSPC))]
+)
+def test_a_full_disk_loses_nothing(small_disk: Path, monkeypatch: pytest.MonkeyPatch, margin: str, cause: str) -> None:
+    """`none`: another process takes what was free a moment ago."""
+    a, b = products("a", "b", row_bytes=10_000)
+    Folder(small_disk).fill(*range(100), product=a)
+    if margin == "none":
+        monkeypatch.setattr(store, "disk_room", lambda folder: 10**12)
+    folder = Folder(small_disk)
+    assert folder.fill(*range(100, 400), product=b) == list(range(100, 400))
+    assert len(folder.warnings) == 1 and f"takes no more: {cause};" in folder.warnings[0]
+    assert not list(small_disk.rglob("*.tmp"))
+    folder = Folder(small_disk)
+    assert (folder.fill(*range(100), product=a), folder.warnings) == ([], [])
+
+
+def test_a_disk_mounted_read_only_is_read_and_said_once_where_it_is_to_be_written(small_disk: Path) -> None:
+    Folder(small_disk).fill(1, 2)
+    assert _mounts("mount", "-o", "remount,ro", str(small_disk))
+    folder = Folder(small_disk)
+    assert (folder.fill(1, 2), folder.warnings) == ([], [])
+    assert folder.fill(1, 3) == folder.fill(4, 3, 1)[1:] == [3]
+    assert len(folder.warnings) == 1 and os.strerror(errno.EROFS) in folder.warnings[0]
+    assert folder.cache.memo() is None
 
 
 def test_a_file_size_limit_keeps_the_rows_that_fit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
