@@ -703,6 +703,17 @@ def test_a_cache_is_where_the_spec_the_environment_or_the_home_says(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("TRANSFERCTL_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(SpecError, match=r"cache: this user has no home folder; name a folder as cache\.path"):
+        open_cache(CacheSettings(), print)
+
+
 def test_a_cache_that_is_a_file_is_a_fault_of_the_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SpecError, match=r"cache\.path: .*file is a file; the cache needs a folder"):

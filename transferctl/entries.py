@@ -63,18 +63,23 @@ class Entry:
 
 def root_of(path: Path | str) -> Path:
     """The folder that is meant by a path or by auto; it need not be there. Raises SpecError where it is a file."""
-    if isinstance(path, Path):
-        root, key, where = path, "cache.path", ""
-    elif given := os.environ.get("TRANSFERCTL_CACHE"):
-        root, key, where = Path(given).expanduser().absolute(), "", "TRANSFERCTL_CACHE"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME")
-        root = (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache") / "transferctl"
-        key, where = "", str(root)
+    given = os.environ.get("TRANSFERCTL_CACHE")
+    key, where = ("cache.path", "") if isinstance(path, Path) else ("", "TRANSFERCTL_CACHE" if given else "cache")
+    try:
+        root = path if isinstance(path, Path) else Path(given).expanduser() if given else _users_own()
+    except RuntimeError:
+        message = "this user has no home folder; name a folder as cache.path, or in TRANSFERCTL_CACHE"
+        raise SpecError([Problem(key, message, where)]) from None
     if root.exists() and not root.is_dir():
         message = f"{printable(str(root))} is a file; the cache needs a folder"
         raise SpecError([Problem(key, message, where)])
-    return root
+    return root.absolute()
+
+
+def _users_own() -> Path:
+    """By the XDG base directory specification, which has relative paths ignored. Raises RuntimeError without a home."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "transferctl"
 
 
 def folder_of(root: Path, key: str) -> Path:
