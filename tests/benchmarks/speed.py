@@ -1,0 +1,330 @@
+"""transferctl against the loops that people write, in one session: time, images a second, memory, accuracy.
+
+    export TRANSFERCTL_REAL_DATA=…                          (the folder with ants-bees, tiny-imagenet-mini and weights)
+    python tests/benchmarks/speed.py OUT                    (about 25 minutes on two quiet cores)
+    python tests/benchmarks/speed.py OUT --quick            (a few minutes: to try the script; its figures say nothing)
+    python tests/benchmarks/speed.py OUT --full             (every training run to its end: most of a day)
+
+Ends with OUT/speed.json (every raw timing), OUT/speed.md, and the same table on the terminal. Jobs: 2,000 training and
+400 validation photographs, ResNet-50, 224 pixels, 10 epochs, batches of 32, validated each epoch; material.py says what
+the images and the weights are, contenders.py what transferctl is measured against. All get the same files, weights,
+split, epochs, batch size, learning rate, schedule and BatchNorm. Everyone is a process of its own, imports and all;
+contenders take turns, A B C A B C, so that a machine that changes its speed changes it for all; a ratio is taken within
+a turn, and medians over turns are shown with the least and the greatest.
+
+What is not run whole (the tutorial's loop would take hours) is measured on a part and carried on, and marked ~:
+  a contender   runs one epoch on a part of the images; the images that are missing are added at the rate of its steady
+                state, without start-up, first batches and the start of workers, which favours it.
+  transferctl   runs two epochs on a part: its wall time, plus the missing epochs at the pace of the second (checkpoint
+                and validation in it), plus the missing images' frozen part, at the cost that a first epoch has with a
+                cold cache over a warm one. Whatever it decides by the number of images it decides for the part.
+`extract` and one-pass features in bf16 always run whole.
+
+Cold: an empty TRANSFERCTL_CACHE (and an empty cache of compiled code). Warm: the same command again; `extract again`: with
+another learning rate. Files are in the page cache for everyone. images/s: training images times epochs over the whole
+time, so what is not computed again counts. Of the peak: FLOP/s in the steady state over the best bf16 matrix product
+of the same turn; for extract, transferctl's images/s are those by which 4,000 images take longer than 2,000, the heads' epochs included.
+
+Accuracy: all contenders run to the end on a cheaper copy of each job (a ResNet-18 trained on Tiny ImageNet, 64 pixels),
+each seed; the last epoch is scored, as the best would be picked on the same images. A ratio counts only where the means agree within
+half a point; where they do not, it is marked ✗.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import material
+import report
+from processes import timed
+
+BATCH_SIZE = 32
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Job:
+    """part: training images that a training is measured on; a fifth as many are validated on."""
+
+    name: str
+    verb: str
+    frozen: str
+    augment: bool
+    lr: float
+    part: int
+    bar: str
+
+
+JOBS = (
+    Job("extract", "extract", "all", False, 0.01, 640, "20× (a), 2.2× (c), 0.95× (b)"),
+    Job("layer3", "finetune", "layer3", False, 0.003, 640, "4× (a)"),
+    Job("layer3, augmented", "finetune", "layer3", True, 0.003, 640, "2× (a)"),
+    Job("full, augmented", "finetune", "none", True, 0.003, 384, "1.9× (a)"),
+)
+CONTENDERS = {
+    "plain": "(a) tutorial's loop, fp32",
+    "tuned": "(b) channels_last, bf16",
+    "one-pass": "(b) one pass, channels_last, bf16",
+    "sklearn": "(c) one pass, fp32 + scikit-learn",
+}
+SHARE = {"plain": 0.5, "sklearn": 0.8}  # of the part, for those that take long an image
+VALIDATED = 4 * BATCH_SIZE  # validation images that a contender's rate is measured on, at least
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """n: training images; a fifth as many are validated on. divisor: how many times smaller parts are."""
+
+    arch: str
+    weights: Path
+    resize: int
+    crop: int
+    n: int
+    epochs: int
+    divisor: int = 1
+
+
+@dataclass
+class Session:
+    """seen: what was measured, as it comes."""
+
+    out: Path
+    data: Path
+    whole: bool
+    seen: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.seen.append(row)
+        seconds = f"{row['seconds']:.1f} s" + (" ~" if row["estimated"] else "") if "seconds" in row else ""
+        print(f"{row['kind']} {row['turn']}: {row['job']}, {row['run']} {seconds}", file=sys.stderr, flush=True)
+        (self.out / "speed.json").write_text(json.dumps(self.seen, indent=1), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--quick", action="store_true", help="a small network, few images, one turn")
+    parser.add_argument("--full", action="store_true", help="run every training to its end")
+    parser.add_argument("--turns", type=int, help="default: 3; 1 with --quick")
+    parser.add_argument("--seeds", type=int, help="of accuracy; default: 3; 1 with --quick")
+    parser.add_argument("--jobs", nargs="+", choices=[job.name for job in JOBS], help="default: all")
+    arguments = parser.parse_args()
+    if "TRANSFERCTL_REAL_DATA" not in os.environ:
+        parser.error("set TRANSFERCTL_REAL_DATA to the folder that holds ants-bees and tiny-imagenet-mini")
+    data = Path(os.environ["TRANSFERCTL_REAL_DATA"])
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    session = Session(arguments.out.resolve(), data, arguments.full)
+    small = data / "resnet18-tinyimagenet.pth"
+    if arguments.quick:
+        sizes = Sizes("resnet18", small, 110, 96, 160, 3, divisor=5)
+        cheap = Sizes("resnet18", small, 73, 64, 160, 3)
+    else:
+        made = material.weights(session.out / "resnet50.pth", data)
+        sizes = Sizes("resnet50", made, 256, 224, 2000, 10)
+        cheap = Sizes("resnet18", small, 73, 64, 400, 6)
+    jobs = [job for job in JOBS if job.name in (arguments.jobs or [job.name for job in JOBS])]
+    few = arguments.quick
+    for turn in range(arguments.turns or (1 if few else 3)):
+        _take_turn(session, jobs, sizes, turn)
+    for seed in range(arguments.seeds or (1 if few else 3)):
+        _score(session, jobs, cheap, seed)
+    table = report.table(session.seen, {job.name: job.bar for job in JOBS}, CONTENDERS)
+    (session.out / "speed.md").write_text(table, encoding="utf-8")
+    print(table)
+
+
+def _take_turn(session: Session, jobs: list[Job], sizes: Sizes, turn: int) -> None:
+    """Every job once by everyone."""
+    machine = timed([sys.executable, HERE / "machine.py", sizes.arch, sizes.crop], {})
+    about = {
+        "kind": "machine",
+        "turn": turn,
+        "job": "matrix product",
+        "run": f"{json.loads(machine.stdout)['peak']:.3g} FLOP/s",
+    }
+    session.add(about | json.loads(machine.stdout))
+    train, val = _images(session, "photographs", sizes.n, None), _images(session, "photographs-val", sizes.n // 5, None)
+    for job in jobs:
+        if job.verb == "extract":
+            _extract(session, job, sizes, turn, train, val)
+        else:
+            _finetune(session, job, sizes, turn, train, val)
+        for contender in _contenders(job):
+            session.add(_contender(session, contender, job, sizes, turn, train, val))
+
+
+def _score(session: Session, jobs: list[Job], sizes: Sizes, seed: int) -> None:
+    """Every job to its end on the cheaper copy."""
+    train = _images(session, "small", sizes.n, sizes.resize)
+    val = _images(session, "small-val", sizes.n, sizes.resize)
+    for job in jobs:
+        own = _Folders(session.out, f"{job.name}-{seed}")
+        row = _transferctl(session, job, sizes, train, val, sizes.epochs, own, seed=seed)
+        session.add(_scored(job, seed, "transferctl", row["accuracy"]))
+        own.remove()
+        for contender in _contenders(job):
+            found = json.loads(timed(_command(contender, job, sizes, train, val, sizes.epochs, seed), {}).stdout)
+            session.add(_scored(job, seed, contender, found["accuracy"]))
+
+
+def _scored(job: Job, seed: int, run: str, accuracy: float) -> dict[str, Any]:
+    return {"kind": "accuracy", "turn": seed, "job": job.name, "run": run, "accuracy": accuracy}
+
+
+def _contenders(job: Job) -> list[str]:
+    return [name for name in CONTENDERS if job.frozen == "all" or name in ("plain", "tuned")]
+
+
+def _images(session: Session, name: str, n: int, short_side: int | None) -> Path:
+    photographs = session.data / "ants-bees" / ("val" if name.endswith("-val") else "train")
+    return material.images(photographs, session.out / f"{name}-{n}", n // 2, short_side=short_side)
+
+
+# ---- transferctl
+
+
+@dataclass(frozen=True)
+class _Folders:
+    """Where one measurement of transferctl leaves its runs and its cache: emptied by whoever made it."""
+
+    out: Path
+    name: str
+
+    @property
+    def root(self) -> Path:
+        return self.out / "work" / self.name
+
+    def remove(self) -> None:
+        shutil.rmtree(self.root)
+
+
+def _extract(session: Session, job: Job, sizes: Sizes, turn: int, train: Path, val: Path) -> None:
+    """Cold, again with another learning rate, and cold on twice as many images for the rate in the steady state."""
+    own = _Folders(session.out, f"extract-{turn}")
+    cold = _transferctl(session, job, sizes, train, val, sizes.epochs, own)
+    again = _transferctl(session, job, sizes, train, val, sizes.epochs, own, lr=2 * job.lr)
+    own.remove()
+    twice = _transferctl(
+        session, job, sizes, _images(session, "photographs", 2 * sizes.n, None), val, sizes.epochs, own
+    )
+    own.remove()
+    steady = {"train": [sizes.n, twice["wall_s"] - cold["wall_s"]]}
+    visits = sizes.n * sizes.epochs
+    session.add(_timing(job, turn, "transferctl, cold", cold, cold["wall_s"], False, visits) | {"steady": steady})
+    session.add(_timing(job, turn, "transferctl, again", again, again["wall_s"], False, visits))
+    session.add(_timing(job, turn, "transferctl, twice the images", twice, twice["wall_s"], False, 2 * visits))
+
+
+def _finetune(session: Session, job: Job, sizes: Sizes, turn: int, train: Path, val: Path) -> None:
+    """Cold, and warm where something may have been cached; on a part, and carried on."""
+    n = sizes.n if session.whole else job.part // sizes.divisor
+    epochs = sizes.epochs if session.whole else 2
+    own = _Folders(session.out, f"{job.name}-{turn}")
+    folders = material.part(train, n), material.part(val, n // 5)
+    runs = {"transferctl, cold": _transferctl(session, job, sizes, *folders, epochs, own)}
+    if job.frozen != "none" and not job.augment:
+        runs["transferctl, warm"] = _transferctl(session, job, sizes, *folders, epochs, own)
+    own.remove()
+    cold, warm = (next(iter(runs.values()))["epochs_s"][0], list(runs.values())[-1]["epochs_s"][0])
+    for name, row in runs.items():
+        first, *_, last = row["epochs_s"]
+        epoch_s = (last - first) / (epochs - 1)
+        missing = (sizes.epochs * sizes.n / n - epochs) * epoch_s
+        if name == "transferctl, cold":
+            missing += (sizes.n / n - 1) * max(cold - warm, 0)
+        steady = {"train": [n, epoch_s], "val": [n // 5, 0.0]} if job.augment else None
+        added = _timing(job, turn, name, row, row["wall_s"] + missing, not session.whole, sizes.n * sizes.epochs)
+        session.add(added | {"steady": steady})
+
+
+def _transferctl(
+    session: Session, job: Job, sizes: Sizes, train: Path, val: Path, epochs: int, own: _Folders,
+    *, lr: float | None = None, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """One run of the command line; its cache stays in `own`, its run folder goes."""
+    runs = own.root / "runs"
+    runs.mkdir(parents=True)
+    spec = own.root / "job.yaml"
+    spec.write_text(
+        json.dumps(_spec(job, sizes, train, val, epochs, lr or job.lr, seed)), encoding="utf-8"
+    )  # JSON is YAML
+    cache = own.root / "cache"
+    environment = {"TRANSFERCTL_CACHE": f"{cache}", "TORCHINDUCTOR_CACHE_DIR": f"{cache / 'compiled'}"}
+    command = [sys.executable, "-m", "transferctl", job.verb, spec, "--runs-dir", runs, "--json"]
+    found = timed(command, environment, runs)
+    shutil.rmtree(runs)
+    summary = json.loads(found.stdout)
+    return asdict(found) | {"accuracy": summary["last"]["val"]["accuracy"]}
+
+
+def _spec(job: Job, sizes: Sizes, train: Path, val: Path, epochs: int, lr: float, seed: int) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "name": job.name,
+        "seed": seed,
+        "backbone": {"name": sizes.arch, "weights": f"{sizes.weights}"},
+        "preprocess": {"resize": sizes.resize, "crop": sizes.crop},
+        "target": {"train": f"{train}", "val": f"{val}"},
+        "epochs": epochs,
+        "batch_size": BATCH_SIZE,
+        "optimizer": {"name": "sgd", "lr": lr, "momentum": 0.9},
+        "schedule": "cosine",
+    }
+    if job.verb == "finetune":
+        spec |= {"frozen": job.frozen, "batchnorm": {"thawed": "train", "frozen": "frozen"}}
+        spec |= {"augment": {"crop_scale": [0.35, 1.0], "flip": True} if job.augment else "none"}
+    return spec
+
+
+# ---- the others
+
+
+def _contender(
+    session: Session, contender: str, job: Job, sizes: Sizes, turn: int, train: Path, val: Path
+) -> dict[str, Any]:
+    """Whole, or one epoch on a part and the rest at the rate of the steady state."""
+    whole = session.whole or contender == "one-pass"
+    n = sizes.n if whole else int(job.part * SHARE.get(contender, 1.0)) // sizes.divisor
+    folders = material.part(train, n), material.part(val, max(n // 5, min(VALIDATED, sizes.n // 5)))
+    found = timed(_command(contender, job, sizes, *folders, sizes.epochs if whole else 1, 0), {})
+    phases = json.loads(found.stdout)["phases"]
+    passes = 1 if contender == "sklearn" else sizes.epochs
+    wanted = {"train": passes * sizes.n, "val": passes * (sizes.n // 5), "head": sizes.n}
+    missing = 0.0
+    for name, phase in ({} if whole else phases).items():
+        images, seconds = _steady(phase)
+        missing += (wanted[name] - phase["images"]) * seconds / images
+    row = asdict(found) | {"phases": phases, "steady": {"train": _steady(phases["train"])}}
+    return _timing(job, turn, contender, row, found.wall_s + missing, not whole, sizes.n * sizes.epochs)
+
+
+def _steady(phase: dict[str, Any]) -> tuple[int, float]:
+    """Images and seconds; of the whole phase, where it was too short for a steady state."""
+    kind = "steady_" if phase["steady_images"] else ""
+    return phase[f"{kind}images"], phase[f"{kind}seconds"]
+
+
+def _command(contender: str, job: Job, sizes: Sizes, train: Path, val: Path, epochs: int, seed: int) -> list[object]:
+    command: list[object] = [sys.executable, HERE / "contenders.py", contender, "--train", train, "--val", val]
+    command += ["--weights", sizes.weights, "--arch", sizes.arch, "--frozen", job.frozen, "--epochs", epochs]
+    command += ["--resize", sizes.resize, "--crop", sizes.crop, "--batch-size", BATCH_SIZE, "--lr", job.lr]
+    return [*command, "--seed", seed, *(["--augment"] if job.augment else [])]
+
+
+def _timing(
+    job: Job, turn: int, run: str, measured: dict[str, Any], seconds: float, estimated: bool, visits: int
+) -> dict[str, Any]:
+    """visits: training images times epochs, of the whole job."""
+    about = {"kind": "time", "turn": turn, "job": job.name, "run": run, "seconds": seconds, "estimated": estimated}
+    raw = {key: value for key, value in measured.items() if key != "stdout"}
+    return about | {"visits": visits, "frozen": job.frozen} | raw
+
+
+if __name__ == "__main__":
+    main()
