@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from transferctl import data, grouping, loaders, penalising, pipeline, plan, repeats, scratch, starting
+from transferctl import data, grouping, heads, loaders, penalising, pipeline, plan, repeats, scratch, starting
 from transferctl.data import DomainData
 from transferctl.display import Display
 from transferctl.errors import DataError, TransferctlError
@@ -68,6 +68,7 @@ def _show_plan(spec: Spec, domains: Mapping[str, DomainData], display: Display) 
     counts = _class_counts(target)
     display.table("Classes", ["class", *(split.name for split in target.splits())], counts)
     pipeline.check_head_size(spec, target.classes)
+    heads.refuse_too_few(spec.head, target.train, target.classes, "target.train")
     compute = pipeline.chosen_device(spec, display)
     model = _model(spec, domains, display)
     pipeline.say_unused(spec, plan.unused(spec), "finetune", display)
@@ -110,7 +111,7 @@ def _plan(spec: Spec, model: TransferModel, compute: str) -> list[list[str]]:
     needs, chosen = penalising.needs(spec), spec.penalties.chosen()
     return [
         *([stage0] if spec.backbone.weights == "source" else []),
-        ["extract", "trains the target head alone: min over the head of L_T on frozen features"],
+        ["extract", f"trains the target head alone: {plan.extract(spec)}"],
         ["finetune", f"trains what the table says: {plan.in_symbols(spec)}"],
         *([["head first", plan.head_first(spec)]] if spec.head_first else []),
         ["L_S, L_T", "mean cross-entropy over the samples of source and of target"],

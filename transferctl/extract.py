@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transferctl import baseline, features, heads, pipeline, pretrain, results, runs, scoring, yamlfile
+from transferctl import baseline, features, heads, pipeline, plan, pretrain, results, runs, scoring, yamlfile
 from transferctl.cache import open_cache
 from transferctl.display import Display
 from transferctl.model import BatchNorm, TransferModel
@@ -18,6 +18,7 @@ from transferctl.training import Fitted
 def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     """Compute features once, train the head, keep the best by validation, score test data once."""
     target = pipeline.load_target(spec, display)
+    heads.refuse_too_few(spec.head, target.train, target.classes, "target.train")
     compute = pipeline.chosen_device(spec, display)
     pipeline.refuse_reused_hold_out(spec, target, display)
     start = pipeline.load_backbone(pretrain.ensure_source(spec, runs_dir, display))
@@ -29,8 +30,10 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     unused = ["from_run", "frozen", "batchnorm", "head_first", "target_weight", "penalties", "augment"]
     unused += ["source"] if spec.backbone.weights != "source" else []
     unused += ["pretrain"] if spec.backbone.weights != "source" and spec.baseline is None else []
+    if spec.head.solver == "lbfgs":  # the network from scratch has epochs of its own, but this batch size
+        unused += [key for key in plan.OF_SGD if key != "batch_size" or spec.baseline is None]
     pipeline.say_unused(spec, unused, "extract (the backbone is frozen, features are computed once)", display)
-    display.note(f"objective: min over the head of L_T on frozen features, {spec.epochs} epochs")
+    display.note(f"objective: {plan.extract(spec)}")
     with (
         runs.start(runs_dir, "extract", spec.name, yamlfile.dump(spec), display) as folder,
         pipeline.naming_all_broken(target.splits(), spec, display),
@@ -41,10 +44,16 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
             spec, model, task, target.splits(), compute, open_cache(spec.cache, display.warn), display
         )
         loss = pipeline.domain_loss(spec.label_smoothing, spec.target.balance, target.train, target.classes, compute)
-        fitted = heads.fit(
-            model, task, spec, "target", loss, tables["train"], tables["val"], compute, display,
-            seed=spec.seed, run=folder,
-        )  # fmt: skip
+        if spec.head.solver == "lbfgs":
+            fitted, folder.summary["probe"] = heads.solve(
+                model, task, spec.head, "target", loss, tables["train"], tables["val"], compute, display,
+                seed=spec.seed, run=folder,
+            )  # fmt: skip
+        else:
+            fitted = heads.fit(
+                model, task, spec, "target", loss, tables["train"], tables["val"], compute, display,
+                seed=spec.seed, run=folder,
+            )  # fmt: skip
         _save(folder, model, fitted)
         folder.summary |= {"best": fitted.best, "last": fitted.last}
         scoring.score_best(folder, model, task, target, lambda split: features.evaluation_batches(tables[split.name]),

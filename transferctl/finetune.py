@@ -102,12 +102,12 @@ def _set_up(spec: Spec, runs_dir: Path, display: Display) -> _Setup:
     compute = pipeline.chosen_device(spec, display)
     with_weights = spec if spec.from_run else pretrain.ensure_source(spec, runs_dir, display, source)
     start = starting.model(with_weights, target, source, display)
+    pipeline.say_unused(spec, plan.unused(spec), "finetune", display)
     if spec.from_run:
         spec = spec.model_copy(update={"head": starting.head_settings(start.model)})
     plan.say(spec, start.model, display)
     if start.source and not len(start.source.val):
         display.note("source.val is none: what is forgotten is not measured")
-    pipeline.say_unused(spec, plan.unused(spec), "finetune", display)
     domains = {"target": target} | ({"source": start.source} if start.source else {})
     settings = {"target": (spec.label_smoothing, spec.target.balance)}
     if spec.source:

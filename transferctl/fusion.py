@@ -91,8 +91,8 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_module":
-        return type(modules.get(str(node.target))) is nn.ReLU
-    return node.op == "call_function" and node.target in _RELU
+        return isinstance(modules.get(str(node.target)), nn.ReLU)
+    return bool(node.op == "call_function" and node.target in _RELU)
 
 
 def _residual(node: fx.Node, convolution: fx.Node, modules: dict[str, nn.Module]) -> tuple[fx.Node, fx.Node] | None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import Any
 
-from transferctl import features, loaders, results, training
+import torch
+from torch import nn
+
+from transferctl import crossvalidation, features, loaders, pipeline, probe, results, scoring, training
 from transferctl.cache import Cache
 from transferctl.contracts import Task
+from transferctl.crossvalidation import Score
 from transferctl.data import Split
 from transferctl.device import Compute
 from transferctl.display import Display
@@ -15,8 +20,9 @@ from transferctl.features import FeatureTable
 from transferctl.frozen import FrozenStages
 from transferctl.model import BatchNorm, TransferModel
 from transferctl.objective import DomainLoss, Objective
+from transferctl.probe import Probe, Samples
 from transferctl.runs import Run
-from transferctl.spec import Spec
+from transferctl.spec import HeadSettings, Spec
 from transferctl.training import Fitted
 from transferctl.trainsettings import HeadTrainingSettings
 
@@ -64,13 +70,118 @@ def fit(
     )  # fmt: skip
 
 
+def solve(
+    model: TransferModel,
+    task: Task,
+    settings: HeadSettings,
+    domain: str,
+    loss: DomainLoss,
+    train: FeatureTable,
+    val: FeatureTable,
+    compute: Compute,
+    display: Display,
+    *,
+    seed: int,
+    run: Run | None,
+) -> tuple[Fitted, dict[str, Any]]:
+    """The converged linear head by L-BFGS, left in the model, and what there is to say of it. Validation data is
+    scored once, and chooses nothing.
+
+    An epoch is an iteration: each takes the whole training data. Where `balance: sampling` would draw classes as
+    often, they weigh the same: the mean over many draws. Raises DataError as `refuse_too_few` does.
+    """
+    if train.split.balanced:
+        display.note(f"{domain}: balance: sampling is balance: weights here, as L-BFGS draws no samples")
+        loss = pipeline.domain_loss(loss.label_smoothing, "weights", train.split, model.classes[domain], compute)
+    samples = _samples(len(model.classes[domain]), loss, train, compute)
+    facts: dict[str, Any] = {}
+    alpha = settings.regularisation
+    if alpha == "auto":
+        alpha, facts = _cross_validated(samples, train, model.classes[domain], seed, domain, display)
+    found = probe.fit(samples, alpha)
+    _say(found, domain, display)
+    _put(found, model.heads[domain])
+    metrics = scoring.measure(model, task, features.evaluation_batches(val), features.of_batch, compute, domain)
+    last = {"epoch": found.iterations, "step": found.iterations, "val": metrics}
+    numbers = {"loss": found.loss, "objective": found.objective, "gradient": found.gradient}
+    if run:
+        run.log_metrics(step=found.iterations, epoch=found.iterations, split="train", **numbers)
+        run.log_metrics(step=found.iterations, epoch=found.iterations, split="val", **results.headline(metrics))
+    state = {f"heads.{domain}.{name}": t.detach().clone() for name, t in model.heads[domain].state_dict().items()}
+    said = {"regularisation": alpha, "converged": found.converged, "tolerance": found.tolerance, **numbers}
+    return Fitted(last, last, state), said | {"iterations": found.iterations, "passes": found.passes} | facts
+
+
+def refuse_too_few(settings: HeadSettings, train: Split, classes: Sequence[str], name: str) -> None:
+    """Raises DataError where cross-validation would need more samples of a class. name: of the data."""
+    if settings.solver == "lbfgs" and settings.regularisation == "auto":
+        crossvalidation.fold_count(train.labels, classes, name)
+
+
+def _samples(classes: int, loss: DomainLoss, train: FeatureTable, compute: Compute) -> Samples:
+    device = compute.device if compute.device.type == "cuda" else torch.device("cpu")  # mps has no float64
+    passes = partial(features.evaluation_batches, train)
+    return Samples(passes, train.split.labels, classes, device, loss.label_smoothing, loss.class_weights)
+
+
+def _cross_validated(
+    samples: Samples, train: FeatureTable, classes: Sequence[str], seed: int, domain: str, display: Display
+) -> tuple[float, dict[str, Any]]:
+    """The regularisation chosen, and how."""
+    count = crossvalidation.fold_count(samples.labels, classes, f"{domain}.train")
+    fold_of = crossvalidation.folds(samples.labels, count, seed)
+    curve = crossvalidation.cross_validate(samples, fold_of)
+    chosen = crossvalidation.choose(curve)
+    rows = [_row(score, chosen) for score in curve]
+    display.table(f"Regularisation by {count}-fold cross-validation on {domain}.train", _COLUMNS, rows)
+    at_end = chosen.regularisation in (crossvalidation.GRID[0], crossvalidation.GRID[-1])
+    where = ", at the end of the grid" if at_end else ""
+    display.note(
+        f"head.regularisation: auto = {chosen.regularisation:g}{where}: the strongest within a standard error of the "
+        f"lowest held-out loss; {count} folds of {len(train):,} samples"
+    )
+    if hurried := [f"{score.regularisation:g}" for score in curve if not score.ended]:
+        display.warn(f"cross-validation: not converged in {probe.MOST_ITERATIONS:,} iterations at {', '.join(hurried)}")
+    points = [
+        {"regularisation": score.regularisation, "loss": float(score.losses.mean()),
+         "standard_error": score.standard_error, "accuracy": float(score.accuracies.mean())}
+        for score in curve
+    ]  # fmt: skip
+    return chosen.regularisation, {"folds": count, "cross_validation": points}
+
+
+_COLUMNS = ["α", "held-out loss", "standard error", "accuracy", ""]
+
+
+def _row(score: Score, chosen: Score) -> list[Any]:
+    mean = float(score.losses.mean()), score.standard_error, float(score.accuracies.mean())
+    return [f"{score.regularisation:g}", *mean, "chosen" if score is chosen else ""]
+
+
+def _say(found: Probe, domain: str, display: Display) -> None:
+    how = f"{found.iterations} iterations; largest gradient {found.gradient:.1e}, tolerance {found.tolerance:.0e}"
+    if found.converged:
+        display.note(f"{domain} head: converged by L-BFGS in {how}; training loss {found.loss:.4f}")
+    else:
+        display.warn(
+            f"{domain} head: L-BFGS has not converged in {how}; a stronger head.regularisation makes it easier"
+        )
+
+
+def _put(found: Probe, head: nn.Module) -> None:
+    (linear,) = [module for module in head.modules() if isinstance(module, nn.Linear)]
+    with torch.no_grad():
+        linear.weight.copy_(found.weight)
+        linear.bias.copy_(found.bias)
+
+
 def head_first(
     spec: Spec,
     model: TransferModel,
     task: Task,
     domain: str,
     loss: DomainLoss,
-    splits: Iterable[Split],
+    splits: Sequence[Split],
     compute: Compute,
     cache: Cache,
     display: Display,
@@ -81,15 +192,26 @@ def head_first(
     head that starts at random sends gradients into the backbone that it would not send once it is trained.
     """
     assert spec.head_first is not None
+    refuse_too_few(spec.head, splits[0], model.classes[domain], f"{domain}.train")
     computed = tables(spec, model, task, splits, compute, cache, display)
-    fitted = fit(
-        model, task, spec.head_first, domain, loss, computed["train"], computed["val"], compute, display,
-        seed=spec.seed, run=None, settings_key="head_first.",
-    )  # fmt: skip
+    facts: dict[str, Any] = {}
+    if spec.head.solver == "lbfgs":
+        fitted, found = solve(
+            model, task, spec.head, domain, loss, computed["train"], computed["val"], compute, display,
+            seed=spec.seed, run=None,
+        )  # fmt: skip
+        facts = {"probe": found}
+    else:
+        fitted = fit(
+            model, task, spec.head_first, domain, loss, computed["train"], computed["val"], compute, display,
+            seed=spec.seed, run=None, settings_key="head_first.",
+        )  # fmt: skip
     model.load_state_dict(fitted.best_state, strict=False)
     val = fitted.best["val"]
     display.note(
         f"head first: {domain} head after epoch {fitted.best['epoch']} of {fitted.last['epoch']}: val accuracy "
         f"{val['accuracy']:.4f} loss {val['loss']:.4f}"
     )
-    return fitted.best | {"val": results.headline(val)}  # a confusion matrix of a thousand classes is a million lines
+    return (
+        fitted.best | facts | {"val": results.headline(val)}
+    )  # a confusion matrix of a thousand classes is a million lines

@@ -9,7 +9,7 @@ from transferctl import objective, optim, pipeline, plugins
 from transferctl.display import Display
 from transferctl.model import TransferModel, in_words, norms
 from transferctl.settings import PenaltySettings, Settings
-from transferctl.spec import SourceSettings, Spec
+from transferctl.spec import HeadSettings, SourceSettings, Spec
 from transferctl.trainsettings import HeadTrainingSettings
 from transferctl.wording import counted
 
@@ -39,15 +39,27 @@ def say_idle_rates(spec: Spec, rows: Sequence[Sequence[Any]], display: Display) 
 def unused(spec: Spec) -> list[str]:
     """What fine-tuning does not read of the spec, as keys for `pipeline.say_unused`."""
     stage0 = spec.backbone.weights == "source" and not spec.from_run
+    by_lbfgs = spec.head.solver == "lbfgs"
     measured_alone = spec.source is not None and not spec.source.rehearsal
     return [
         "baseline",
         *([] if stage0 else ["pretrain"]),
         *([f"source.{key}" for key in (*OF_THE_JOINT_STEP, "balance")] if measured_alone else []),
+        *(["head.solver", "head.regularisation"] if by_lbfgs and not spec.head_first else []),
+        *([f"head_first.{key}" for key in OF_SGD] if by_lbfgs else []),
     ]
 
 
 OF_THE_JOINT_STEP = ("batch_size", "label_smoothing", "augment", "gradient_cosine")  # keys of `source`
+OF_SGD = (
+    "epochs",
+    "batch_size",
+    "optimizer",
+    "schedule",
+    "keep",
+    "early_stopping",
+    "ema",
+)  # not of L-BFGS
 
 
 def in_symbols(spec: Spec) -> str:
@@ -105,7 +117,19 @@ _STATISTICS = {
 
 def head_first(spec: Spec) -> str:
     assert spec.head_first is not None
-    return f"the new heads alone, on frozen features: {optimizer(spec, spec.head_first)}"
+    how = lbfgs(spec.head) if spec.head.solver == "lbfgs" else optimizer(spec, spec.head_first)
+    return f"the new heads alone, on frozen features: {how}"
+
+
+def lbfgs(head: HeadSettings) -> str:
+    """How the converged linear probe is found."""
+    chosen = "α by cross-validation" if head.regularisation == "auto" else f"α = {head.regularisation:g}"
+    return f"L-BFGS to convergence, with α/2·‖W‖² on standardised features, {chosen}"
+
+
+def extract(spec: Spec) -> str:
+    how = lbfgs(spec.head) if spec.head.solver == "lbfgs" else counted(spec.epochs, "epoch")
+    return f"min over the head of L_T on frozen features; {how}"
 
 
 def optimizer(spec: Spec, settings: HeadTrainingSettings | None = None) -> str:

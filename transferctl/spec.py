@@ -79,6 +79,27 @@ class HeadSettings(Settings):
         (), description="Widths of hidden layers before the last one; none makes a linear head."
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before each linear layer of the head.")
+    solver: Literal["sgd", "lbfgs"] = Field(
+        "sgd",
+        description="How a head is trained on frozen features (extract, head_first): sgd, with the settings of "
+        "`optimizer` and its kin; or lbfgs, the converged linear probe, which needs none of them.",
+    )
+    regularisation: Annotated[float, Field(gt=0, le=1e6)] | Literal["auto"] = Field(
+        "auto",
+        description="lbfgs: α in mean loss + α/2·‖W‖², of standardised features; auto = by cross-validation on "
+        "training data.",
+    )
+
+    @model_validator(mode="after")
+    def _lbfgs_is_for_a_linear_head(self) -> HeadSettings:
+        if self.solver == "sgd" and self.regularisation != "auto":
+            message = "is for solver: lbfgs; with sgd write optimizer.weight_decay"
+            raise across("regularisation", "solver", message)
+        for key in ("hidden", "dropout"):
+            if self.solver == "lbfgs" and getattr(self, key):
+                message = "is for solver: sgd; lbfgs trains a linear head without dropout, whose objective is convex"
+                raise across(key, "solver", message)
+        return self
 
 
 # -- images -------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def table(seen: Sequence[Row], bars: Mapping[str, str], names: Mapping[str, str]
         for run in sorted({row["run"]: None for row in own}, key=lambda run: not run.startswith("transferctl")):
             of_run = {row["turn"]: row for row in own if row["run"] == run}
             against = {row["turn"]: row for row in own if row["run"] == COLD} if run in names else {}
-            rows.append(_cells(job, names.get(run, run), of_run, against, machines) + [_accuracy(accuracies, run)])
+            rows.append([*_cells(job, names.get(run, run), of_run, against, machines), _accuracy(accuracies, run)])
     return "\n".join([*_head(machines, bars), "", *_aligned([list(COLUMNS), *rows]), ""])
 
 
