@@ -149,7 +149,7 @@ class Problem:
     def value_and_gradient(self, parameters: Tensor, regularisation: float) -> tuple[float, Tensor]:
         """J and ∇J, at parameters as `Found` has them."""
         smoothing, classes = self.samples.label_smoothing, self.samples.classes
-        shares = self.trained / self.trained.sum(0)  # 1/n of each problem, 0 for what it leaves out
+        shares = self.trained.double() / self.trained.sum(0)  # 1/n of each problem, 0 for what it leaves out
         value, gradient = 0.0, torch.zeros_like(parameters, device=self.device)
         for rows, x, labels, log_p in self._passed(parameters):
             share = shares[rows] * self.class_weights[labels][:, None]
