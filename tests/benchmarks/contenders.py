@@ -115,7 +115,7 @@ def loop(job: argparse.Namespace) -> tuple[float, dict[str, Phase]]:
                         outputs = model(inputs)
                         loss = criterion(outputs, labels)
                     if training:
-                        loss.backward()
+                        loss.backward()  # type: ignore[no-untyped-call]
                         optimizer.step()
                         schedule.step()
                     running_loss += loss.item() * len(labels)
@@ -136,10 +136,10 @@ def one_pass(job: argparse.Namespace) -> tuple[float, dict[str, Phase]]:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
     accuracy, began = 0.0, perf_counter()
     for _ in range(job.epochs):
-        for rows in torch.randperm(len(labels)).split(job.batch_size):
+        for rows in torch.randperm(len(labels)).split(job.batch_size):  # type: ignore[no-untyped-call]
             loss = functional.cross_entropy(head(features[rows]), labels[rows])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
         with torch.no_grad():

@@ -69,7 +69,7 @@ def _flops(arch: str, crop: int, frozen: str | None) -> float:
                 model(images)
         else:
             model(images).sum().backward()
-    return counter.get_total_flops() / len(images)
+    return float(counter.get_total_flops()) / len(images)
 
 
 def _processor() -> str:

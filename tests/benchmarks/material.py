@@ -18,6 +18,10 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 LONG_SIDE = 560  # of a photograph before it is cropped, pixels
 CROPPED = (0.8, 1.0)  # a crop's sides, as parts of the photograph's
@@ -38,7 +42,7 @@ def images(photographs: Path, out: Path, per_class: int, *, short_side: int | No
     for folder in {target.parent for _, target, _ in work}:
         folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda item: _crop(*item, short_side), work))
+        list(pool.map(lambda item: _crop(*item, short_side=short_side), work))
     done.touch()
     return out
 
@@ -68,7 +72,7 @@ def _in_turn(folder: Path, n: int) -> Iterator[Path]:
     return (paths[number % len(paths)] for number in range(n))
 
 
-def _crop(photograph: Path, out: Path, number: int, short_side: int | None) -> None:
+def _crop(photograph: Path, out: Path, number: int, *, short_side: int | None) -> None:
     from PIL import Image
 
     draw = random.Random(f"{photograph.name} {number}")
@@ -100,13 +104,13 @@ def _train_weights(path: Path, data: Path) -> None:
     steps = len(labels) // 64
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=WEIGHTS_EPOCHS * steps)
     for epoch in range(WEIGHTS_EPOCHS):
-        for rows in torch.randperm(len(labels))[: 64 * steps].split(64):
+        for rows in torch.randperm(len(labels))[: 64 * steps].split(64):  # type: ignore[no-untyped-call]
             batch = images[rows].flip(-1) if torch.rand(()) < 0.5 else images[rows]
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(_normalised(batch))
             loss = functional.cross_entropy(logits.float(), labels[rows], label_smoothing=0.1)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
         print(f"  epoch {epoch + 1}/{WEIGHTS_EPOCHS}: loss {loss.item():.3f}", file=sys.stderr)
@@ -116,7 +120,7 @@ def _train_weights(path: Path, data: Path) -> None:
     aside.rename(path)
 
 
-def _calibrate(model, data: Path) -> None:  # type: ignore[no-untyped-def]
+def _calibrate(model: nn.Module, data: Path) -> None:
     """BatchNorm statistics: means over photographs at 224 pixels."""
     import torch
 
@@ -127,11 +131,11 @@ def _calibrate(model, data: Path) -> None:  # type: ignore[no-untyped-def]
             module.momentum = None  # the running mean of all batches
     model.train()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        for batch in photographs[torch.randperm(len(photographs))].split(61):
+        for batch in photographs[torch.randperm(len(photographs))].split(61):  # type: ignore[no-untyped-call]
             model(_normalised(batch))
 
 
-def _tensors(folder: Path, side: int):  # type: ignore[no-untyped-def]
+def _tensors(folder: Path, side: int) -> tuple[Tensor, Tensor]:
     """uint8 [N, 3, side, side] and int64 [N]: the middle of every image of a folder of classes."""
     import torch
     from PIL import Image, ImageOps
@@ -146,7 +150,7 @@ def _tensors(folder: Path, side: int):  # type: ignore[no-untyped-def]
     return torch.stack(found), torch.tensor(labels)
 
 
-def _normalised(batch):  # type: ignore[no-untyped-def]
+def _normalised(batch: Tensor) -> Tensor:
     import torch
 
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from time import monotonic, sleep
 
+ROOT = Path(__file__).parent.parent.parent  # its transferctl is the one that is measured
 LOOK_S = 0.02
 WEIGH_S = 0.5
 
@@ -38,7 +39,7 @@ def timed(command: Sequence[object], environment: Mapping[str, str], metrics_in:
     with TemporaryFile() as out, TemporaryFile() as err:
         start = monotonic()
         process = subprocess.Popen(
-            words, stdout=out, stderr=err, env={**os.environ, **environment}, start_new_session=True
+            words, stdout=out, stderr=err, env={**os.environ, **environment}, start_new_session=True, cwd=ROOT
         )
         try:
             while process.poll() is None:

@@ -25,7 +25,8 @@ def table(seen: Sequence[Row], bars: Mapping[str, str], names: Mapping[str, str]
         for run in sorted({row["run"]: None for row in own}, key=lambda run: not run.startswith("transferctl")):
             of_run = {row["turn"]: row for row in own if row["run"] == run}
             against = {row["turn"]: row for row in own if row["run"] == COLD} if run in names else {}
-            rows.append([*_cells(job, names.get(run, run), of_run, against, machines), _accuracy(accuracies, run)])
+            cells = _cells(job, names.get(run, run), of_run, against, machines)
+            rows.append([*cells, _accuracy(accuracies, run)])
     return "\n".join([*_head(machines, bars), "", *_aligned([list(COLUMNS), *rows]), ""])
 
 
@@ -63,7 +64,9 @@ def _cells(
 def _flop_rate(row: Row, flops: Mapping[str, float]) -> float:
     """FLOP/s in the steady state: what its images needed, over its seconds."""
     steady = row["steady"]
-    done = sum(flops[row["frozen"] if phase == "train" else "val"] * images for phase, (images, _) in steady.items())
+    done: float = sum(
+        flops[row["frozen"] if phase == "train" else "val"] * images for phase, (images, _) in steady.items()
+    )
     seconds: float = sum(seconds for _, seconds in steady.values())
     return done / seconds
 

@@ -65,8 +65,8 @@ class Job:
 JOBS = (
     Job("extract", "extract", "all", False, 0.01, 640, "20× (a), 2.2× (c), 0.95× (b)"),
     Job("layer3", "finetune", "layer3", False, 0.003, 640, "4× (a)"),
-    Job("layer3, augmented", "finetune", "layer3", True, 0.003, 640, "2× (a)"),
-    Job("full, augmented", "finetune", "none", True, 0.003, 384, "1.9× (a)"),
+    Job("layer3-augmented", "finetune", "layer3", True, 0.003, 640, "2× (a)"),
+    Job("full", "finetune", "none", True, 0.003, 384, "1.9× (a)"),
 )
 CONTENDERS = {
     "plain": "(a) tutorial's loop, fp32",
@@ -118,7 +118,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if "TRANSFERCTL_REAL_DATA" not in os.environ:
         parser.error("set TRANSFERCTL_REAL_DATA to the folder that holds ants-bees and tiny-imagenet-mini")
-    data = Path(os.environ["TRANSFERCTL_REAL_DATA"])
+    data = Path(os.environ["TRANSFERCTL_REAL_DATA"]).resolve()
     arguments.out.mkdir(parents=True, exist_ok=True)
     session = Session(arguments.out.resolve(), data, arguments.full)
     small = data / "resnet18-tinyimagenet.pth"
