@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from transferctl import device
 from transferctl.cli import app
 
 TINY_SPEC = """
@@ -38,6 +39,14 @@ def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRANSFERCTL_CACHE", str(folder / "shared"))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fp32_everywhere() -> Iterator[None]:
+    """`precision: auto` is fp32, so that what tests expect does not depend on the processor they run on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "_computes_in_bf16", lambda device: False)
+        yield
 
 
 @pytest.fixture(autouse=True)

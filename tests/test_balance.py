@@ -19,6 +19,7 @@ from transferctl import loaders, pipeline
 from transferctl.contracts import Features
 from transferctl.data import Split
 from transferctl.device import Compute
+from transferctl.inputs import Inputs
 from transferctl.loaders import cycle, draws, epoch_batches
 from transferctl.preprocess import Preprocessing, training_image
 from transferctl.tasks import classification
@@ -90,7 +91,7 @@ class _Noise:
 
     reads_files = False
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int, at_least: int = 0) -> Image.Image:
         return Image.fromarray(np.random.default_rng(index).integers(0, 256, (14, 17, 3)).astype(np.uint8))
 
     def name(self, index: int) -> str:
@@ -101,10 +102,8 @@ def test_a_sample_that_is_drawn_again_is_augmented_otherwise() -> None:
     dataset: Any = _Noise()
     split = Split("train", dataset, np.arange(10, 30), np.array([0] * 18 + [1] * 2), balanced=True)
     preprocessing, augment = Preprocessing(12, 12), AugmentSettings()
-    stream = loaders.training_stream(
-        split, None, classification, preprocessing, {"target": augment},
-        batch_size=8, source_batch_size=0, epochs=1, seed=0, workers=0,
-    )  # fmt: skip
+    inputs = Inputs(classification, preprocessing, 0, Compute(torch.device("cpu"), False, ""))
+    stream = inputs.training_stream(split, None, {"target": augment}, batch_size=8, epochs=1, seed=0)
     seen: dict[str, list[Tensor]] = {}
     for batch in stream.batches:
         for name, image in zip(batch.names, batch.inputs, strict=True):

@@ -47,7 +47,8 @@ class Backbone(nn.Module):
         self.feature_dim = feature_dim
         self.net = nn.Sequential(nn.Conv2d(3, feature_dim, 2, stride=2), nn.BatchNorm2d(feature_dim), nn.Tanh())
 
-    def forward(self, images: Tensor) -> Features:
+    def forward(self, images: Tensor, after: int = 0) -> Features:
+        assert not after
         maps = self.net(images)
         return Features(maps.mean((2, 3)), maps)
 
@@ -61,7 +62,8 @@ class Flat(nn.Module):
         super().__init__()
         self.net = nn.Identity()
 
-    def forward(self, images: Tensor) -> Features:
+    def forward(self, images: Tensor, after: int = 0) -> Features:
+        assert not after
         return Features(images.flatten(1))
 
 

@@ -9,6 +9,7 @@ import multiprocessing
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,6 @@ from transferctl import checkpoint, heads, runs, scoring, training
 from transferctl.contracts import Batch, Features, Stage
 from transferctl.device import Compute
 from transferctl.display import Display
-from transferctl.features import FeatureTable
 from transferctl.loaders import Stream
 from transferctl.model import BatchNorm, TransferModel
 from transferctl.objective import DomainLoss, Objective
@@ -51,7 +51,8 @@ class TinyBackbone(nn.Module):
     def stages(self) -> list[Stage]:
         return [Stage(name, (name,), getattr(self.net, name)) for name in ("conv", "norm")]
 
-    def forward(self, images: Tensor) -> Features:
+    def forward(self, images: Tensor, after: int = 0) -> Features:
+        assert not after
         return Features(self.net(images).relu().mean((2, 3)))
 
 
@@ -164,7 +165,7 @@ def test_without_ema_the_last_weights_are_what_is_left() -> None:
 def test_a_head_on_features_is_left_with_its_running_mean() -> None:
     """`extract` saves it after the training, not in it."""
     random = torch.Generator().manual_seed(0)
-    table = FeatureTable(torch.randn(12, 4, generator=random), torch.arange(12) % 3, _Unlisted())  # type: ignore[arg-type]
+    table: Any = _Table(torch.randn(12, 4, generator=random), torch.arange(12) % 3)
     model = tiny_model()
     settings = HeadTrainingSettings(epochs=1, ema=0.9, batch_size=6, optimizer={"lr": 1.0})
     fitted = heads.fit(
@@ -188,13 +189,17 @@ def test_a_head_on_features_is_left_with_its_running_mean() -> None:
         assert torch.equal(tensor, fitted.best_state[f"heads.target.{name}"])
 
 
-class _Unlisted:
-    """A split of features: its labels alone are read."""
+class _Table:
+    """Features in memory, after both of TinyBackbone's stages."""
 
-    labels, balanced = np.arange(12) % 3, False
+    def __init__(self, pooled: Tensor, labels: Tensor):
+        self.pooled, self.labels, self.split = pooled, labels, SimpleNamespace(labels=labels.numpy(), balanced=False)
 
-    def sample_name(self, position: int) -> str:
-        return str(position)
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, positions: np.ndarray, domain: str = "target") -> Batch:
+        return Batch(self.pooled[positions], self.labels[positions], after=2)
 
 
 @pytest.mark.parametrize("verb", ["extract", "finetune", "pretrain"])

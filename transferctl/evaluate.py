@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from transferctl import checkpoint, evaldata, forgetting, gates, pipeline, results, runs, scoring, yamlfile
+from transferctl import checkpoint, evaldata, forgetting, frozen, gates, pipeline, results, runs, scoring, yamlfile
+from transferctl.cache import open_cache
 from transferctl.checkpoint import Checkpoint
 from transferctl.contracts import Task
 from transferctl.data import Split
@@ -18,6 +19,7 @@ from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, GateMissed, Problem, SpecError
 from transferctl.forgetting import Scored
+from transferctl.frozen import FrozenStages
 from transferctl.gates import Gate
 from transferctl.inputs import Inputs
 from transferctl.model import TransferModel, restore
@@ -26,7 +28,7 @@ from transferctl.runs import Run
 from transferctl.spec import Spec
 
 # What may differ from the run's spec; all else comes with the checkpoint, and an override would do nothing.
-OVERRIDABLE = ("name", "device", "precision", "workers", "on_bad_sample", "target", "source")
+OVERRIDABLE = ("name", "device", "precision", "workers", "on_bad_sample", "cache", "target", "source")
 
 
 def load_spec(run: Path, overrides: Sequence[str]) -> yamlfile.SpecFile:
@@ -66,8 +68,12 @@ def run(
     with in_run_folder(spec, trained, runs_dir, [scored], display) as folder:
         results.describe_run(folder, spec.seed, compute, model, {f"{domain}.{scored.name}": scored})
         folder.summary |= {"checkpoint": saved.path.name, "data": data_path, "split": scored.name}
-        before = None if start is None else score(start, task, scored, domain, spec, compute)
-        after = score(model, task, scored, domain, spec, compute, predictions)
+        inputs = inputs_as_trained(model, task, spec, trained, domain, compute, display)
+        if inputs.stages and (asked.other is None or inputs.stages.is_whole):  # other data may never come again
+            cache = open_cache(spec.cache, display.warn)
+            inputs.compute_ahead(scored, f"{domain}.{scored.name}", cache, display, views=None)
+        before = None if start is None else score(start.place(compute), task, scored, domain, inputs)
+        after = score(model, task, scored, domain, inputs, predictions)
         results.write_predictions(folder, model.classes[domain], [(scored, predictions)])
         report = forgetting.report(before, after) if source else {}
         folder.summary |= after[0] | report
@@ -102,7 +108,7 @@ def in_run_folder(
 
 
 def score(
-    model: TransferModel, task: Task, scored: Split, domain: str, spec: Spec, compute: Compute,
+    model: TransferModel, task: Task, scored: Split, domain: str, inputs: Inputs,
     predictions: Predictions | None = None,
 ) -> Scored:  # fmt: skip
     """Metrics and outcomes of a domain's head; `predictions` takes what it predicts."""
@@ -113,10 +119,25 @@ def score(
         if predictions is not None:
             predictions(logits, labels)
 
-    batches = Inputs(task, model.preprocessing, spec.workers, compute).scoring_batches(scored)
-    model.place(compute)
-    metrics = scoring.measure(model, task, batches, model.features_of, compute, domain, record)
+    batches = inputs.scoring_batches(scored)
+    metrics = scoring.measure(model, task, batches, model.features_of, inputs.compute, domain, record)
     return metrics, outcomes.outcomes()
+
+
+def inputs_as_trained(
+    model: TransferModel, task: Task, spec: Spec, trained: Path, domain: str, compute: Compute, display: Display
+) -> Inputs:
+    """What the run froze is computed as it did, so that scores agree to the last bit; and found in the cache."""
+    model.place(compute)
+    verb = runs.verb_of(trained)
+    if verb == "extract" and domain == "target":
+        count = len(model.backbone.stages())
+    elif verb in ("finetune", "eval"):
+        count = frozen.leading_of(model, spec.frozen_by_epoch().values(), pipeline.batchnorm(spec))
+    else:
+        count = 0
+    stages = FrozenStages(model, count, compute, display) if count else None
+    return Inputs(task, model.preprocessing, spec.workers, compute, stages)
 
 
 def _start(trained: Path, display: Display) -> TransferModel | None:

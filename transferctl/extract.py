@@ -57,7 +57,7 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
         _save(folder, model, fitted)
         folder.summary |= {"best": fitted.best, "last": fitted.last}
         scoring.score_best(folder, model, task, target, lambda split: features.evaluation_batches(tables[split.name]),
-                           features.of_batch, compute, display)  # fmt: skip
+                           model.features_of, compute, display)  # fmt: skip
         if spec.baseline:
             again = partial(run, runs_dir=runs_dir, display=display)
             folder.summary["baseline"] = baseline.compare(spec, folder.summary, again, compute, display)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from transferctl import hashes, loaders, scratch
 from transferctl.cache import Cache, Rows
-from transferctl.contracts import Batch, Features, Task
+from transferctl.contracts import Batch, Task
 from transferctl.data import Split
 from transferctl.display import Display
 from transferctl.frozen import FrozenStages
@@ -145,11 +145,6 @@ def training_stream(table: FeatureTable, *, batch_size: int, epochs: int, seed: 
         for drawn in loaders.epoch_batches(table.split.labels, batch_size, seed, epoch, table.split.balanced)
     )
     return Stream(batches, loaders.steps_per_epoch(len(table), batch_size), len(table))
-
-
-def of_batch(batch: Batch) -> Features:
-    """Of a table of all stages."""
-    return Features(batch.inputs)
 
 
 def evaluation_batches(table: FeatureTable, batch_size: int = 4096) -> Iterator[Batch]:

@@ -127,8 +127,7 @@ def _inputs(
     display: Display,
 ) -> Inputs:  # fmt: skip
     """What no epoch trains is computed once: ahead, for images that come again as they are, or without a graph."""
-    count = frozen.leading(model, spec.frozen_by_epoch().values(), pipeline.batchnorm(spec))
-    count = min(count, len(model.backbone.stages()) - 1)  # heads and penalties may look at the maps
+    count = frozen.leading_of(model, spec.frozen_by_epoch().values(), pipeline.batchnorm(spec))
     if not count:
         return Inputs(task, model.preprocessing, spec.workers, compute)
     stages = FrozenStages(model, count, compute, display)

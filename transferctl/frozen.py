@@ -34,6 +34,11 @@ def leading(model: TransferModel, frozen: Iterable[str | Sequence[str]], batchno
     return min(counts)
 
 
+def leading_of(model: TransferModel, frozen: Iterable[str | Sequence[str]], batchnorm: BatchNorm) -> int:
+    """As `leading`, less the last stage, which pools: heads and penalties may look at the maps."""
+    return min(leading(model, frozen, batchnorm), len(model.backbone.stages()) - 1)
+
+
 class FrozenStages:
     """The first `count` stages of a model's backbone. With all of them the activations are `Features.pooled`: the last
     stage, which pools, then runs in fp32."""
@@ -43,9 +48,9 @@ class FrozenStages:
         assert 0 < count <= len(stages)
         self.count, self.last = count, stages[count - 1].name
         self._model, self._compute, self._display = model, compute, display
-        self._whole = count == len(stages)
+        self.is_whole = count == len(stages)
         self._dtype = torch.bfloat16 if compute.bf16 else torch.float32
-        plain = _Stages(model.backbone, count - self._whole)
+        plain = _Stages(model.backbone, count - self.is_whole)
         self._net, self.is_fused = self._fastest(plain)
         with torch.no_grad():
             blank = torch.zeros(1, 3, model.preprocessing.crop, model.preprocessing.crop, dtype=torch.uint8)
@@ -89,7 +94,7 @@ class FrozenStages:
             "arithmetic": [arithmetic, str(self._dtype), self.is_fused],
             "activations": [list(self.shape), str(self.dtype)],
         }
-        what = "features" if self._whole else f"after {self.last}"
+        what = "features" if self.is_whole else f"after {self.last}"
         title = f"{self._model.backbone.name} {what}, {self._model.preprocessing.crop} px, {str(self._dtype)[6:]}"
         return Product(identity, self.row_bytes, title)
 
@@ -98,7 +103,7 @@ class FrozenStages:
         if self._compute.bf16:
             x = x.contiguous(memory_format=torch.channels_last)
         x = self._net(x)
-        if not self._whole:
+        if not self.is_whole:
             return x.to(self._dtype)
         with torch.autocast(self._compute.device.type, enabled=False):
             pool = self._model.backbone.stages()[-1]

@@ -53,7 +53,7 @@ def _fold(network: fx.GraphModule) -> None:
 
 
 def _called_once(network: fx.GraphModule, target: Any) -> bool:
-    return sum(node.op == "call_module" and node.target == target for node in network.graph.nodes) == 1
+    return [node.target for node in network.graph.nodes if node.op == "call_module"].count(target) == 1
 
 
 def _fuse(network: fx.GraphModule) -> None:

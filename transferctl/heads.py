@@ -65,7 +65,7 @@ def fit(
     )
     return training.fit(
         model, Objective(task, domains={domain: loss}), settings, stream, partial(features.evaluation_batches, val),
-        features.of_batch, compute, display, seed=seed, frozen={1: "all"}, batchnorm=BatchNorm(), domain=domain,
+        model.features_of, compute, display, seed=seed, frozen={1: "all"}, batchnorm=BatchNorm(), domain=domain,
         run=run, settings_key=settings_key, save_each_epoch=False,
     )  # fmt: skip
 
@@ -101,7 +101,7 @@ def solve(
     found = probe.fit(samples, alpha)
     _say(found, domain, display)
     _put(found, model.heads[domain])
-    metrics = scoring.measure(model, task, features.evaluation_batches(val), features.of_batch, compute, domain)
+    metrics = scoring.measure(model, task, features.evaluation_batches(val), model.features_of, compute, domain)
     last = {"epoch": found.iterations, "step": found.iterations, "val": metrics}
     numbers = {"loss": found.loss, "objective": found.objective, "gradient": found.gradient}
     if run:

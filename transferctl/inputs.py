@@ -40,7 +40,7 @@ class Inputs:
         stages: FrozenStages | None = None,
     ):
         """workers: processes that decode, or auto."""
-        self._task, self._preprocessing, self._workers, self._compute = task, preprocessing, workers, compute
+        self._task, self._preprocessing, self._workers, self.compute = task, preprocessing, workers, compute
         self.stages, self.tables = stages, list[FeatureTable]()
 
     def compute_ahead(
@@ -111,9 +111,9 @@ class Inputs:
                     if table is not None
                 ]
                 if loaded is not None:
-                    batch = mix(loaded.to(self._compute.device), mixing, seed, step) if mixing else loaded
+                    batch = mix(loaded.to(self.compute.device), mixing, seed, step) if mixing else loaded
                     parts.append(self._through_stages(batch))
-                yield _joined(parts, self._compute)
+                yield _joined(parts, self.compute)
 
     def _images(
         self, domains: Mapping[str, Split], steps: Iterator[list[Key]], decoded: set[int], augment: Augment, seed: int

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from transferctl import checkpoint, evaldata, evaluate, forgetting, gates, pipeline, plots, results, runs
+from transferctl.cache import open_cache
 from transferctl.checkpoint import Checkpoint
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, Problem, SpecError
@@ -98,6 +99,10 @@ def run(
         named = {f"{domain}.{scored.name}": scored for domain, scored in splits.items()}
         results.describe_run(folder, spec.seed, compute, model, named, runs.data_fingerprints(trained))
         folder.summary |= {"checkpoint": best.path.name, "data": data_path, "split": splits["target"].name}
+        inputs = evaluate.inputs_as_trained(model, task, spec, trained, "target", compute, display)
+        if inputs.stages and len(points) > 1:
+            for name, scored in named.items():
+                inputs.compute_ahead(scored, name, open_cache(spec.cache, display.warn), display, views=None)
         rows, predictions, scores = [], Predictions(), dict[str, Scored]()
         with display.progress("interpolating", len(points) * sum(map(len, splits.values()))) as progress:
             for alpha in points:
@@ -105,7 +110,7 @@ def run(
                 row: dict[str, Any] = {"alpha": alpha}
                 for domain, scored in splits.items():
                     record = predictions if domain == "target" and len(points) == 1 else None
-                    scores[domain] = evaluate.score(model, task, scored, domain, spec, compute, record)
+                    scores[domain] = evaluate.score(model, task, scored, domain, inputs, record)
                     row[domain] = results.headline(scores[domain][0])
                     split_name = scored.name if domain == "target" else f"source_{scored.name}"
                     folder.log_metrics(alpha=alpha, split=split_name, **row[domain])
@@ -124,7 +129,7 @@ def run(
         results.save_checkpoint(folder, model, _epoch(best, metrics), ("best", "last"))
         results.show_classes(display, metrics)
         if compared:
-            before = evaluate.score(started, task, splits["source"], "source", spec, compute)
+            before = evaluate.score(started.place(compute), task, splits["source"], "source", inputs)
             folder.summary["source"] = report = forgetting.report(before, scores["source"])
             forgetting.show(display, "Source validation", report)
         gates.enforce(conditions, metrics | report, trained, folder)

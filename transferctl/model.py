@@ -77,8 +77,10 @@ class TransferModel(nn.Module):
         return self.to(compute.device).to(memory_format=self._format)
 
     def features(self, inputs: Tensor, after: int = 0) -> Features:
-        """inputs: images, uint8 [N, 3, H, W], or what they have become after the first `after` stages. The backbone's
-        own arithmetic may be bf16; heads and losses are fp32."""
+        """inputs: images, uint8 [N, 3, H, W], or what they have become after the first `after` stages; of all stages
+        only `pooled`. The backbone's own arithmetic may be bf16; heads and losses are fp32."""
+        if after and after == len(self.backbone.stages()):
+            return Features(inputs)
         if not after:
             inputs = normalise(inputs, self.preprocessing).contiguous(memory_format=self._format)
         features: Features = self.backbone(inputs, after)

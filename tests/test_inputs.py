@@ -1,0 +1,142 @@
+"""Fine-tuning on cached activations, on frozen stages without a graph, and on the whole network is one training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from transferctl import frozen
+from transferctl.images import ImageFiles
+
+Call = Callable[..., dict[str, Any]]
+
+SETTINGS = {
+    "plain": ["frozen=layer3", "augment=none"],
+    "by epoch": ["frozen={1: all, 2: layer3, 3: layer1}", "augment=none"],
+    "views": ["frozen=layer2", "augment={views: 2}"],
+    "balanced views": ["frozen=layer2", "augment={views: 2}", "target.balance=sampling"],
+    "fresh augmentation": ["frozen=layer2"],
+    "mixed images": ["frozen=layer2", "augment={mixup: 0.3}"],
+    "source cached, target fresh": ["frozen=layer2", "source={train: train, val: val}"],
+    "source fresh, target cached": ["frozen=layer2", "augment=none", "source={train: train, val: val, augment: {}}"],
+    "source cached, target mixed": [
+        "frozen=layer2", "augment={cutmix: 1.0}", "source={train: train, val: val, label_smoothing: 0.1}"
+    ],
+    "penalties": ["frozen=layer2", "augment=none", "penalties={l2sp: 0.1, lwf: 0.1, delta: 0.01}",
+                  "source={train: train, val: val}"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def pretrained(spec: Path, call: Call) -> Path:
+    """A run whose backbone knows the classes."""
+    source = ["--set", "source={train: train, val: val}", "--set", "pretrain.epochs=1"]
+    run: str = call("pretrain", spec, *source, "--runs-dir", spec.parent / "stage0")["run"]
+    return Path(run)
+
+
+def _finetuned(spec: Path, pretrained: Path, call: Call, *settings: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    words = [
+        word
+        for text in (f"backbone.weights={pretrained}", "epochs=3", "optimizer.lr=0.005", *settings)
+        for word in ("--set", text)
+    ]
+    answer = call("finetune", spec, *words, "--runs-dir", spec.parent / "runs")
+    return answer, load_file(Path(answer["run"]) / "checkpoints" / "last" / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_cached_and_uncached_training_give_the_same_weights(
+    name: str, spec: Path, pretrained: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In fp32, where only the order of sums differs, to 1e-4 of each tensor's largest weight."""
+    cached, weights = _finetuned(spec, pretrained, call, *SETTINGS[name])
+    no_room, _ = _finetuned(spec, pretrained, call, *SETTINGS[name], "cache.limit=1")
+    monkeypatch.setattr(frozen, "leading", lambda *_: 0)
+    whole, expected = _finetuned(spec, pretrained, call, *SETTINGS[name])
+    for answer in (cached, no_room):
+        assert answer["last"]["val"]["loss"] == pytest.approx(whole["last"]["val"]["loss"], rel=1e-4)
+        if "source" in whole:
+            assert answer["source"]["after"]["loss"] == pytest.approx(whole["source"]["after"]["loss"], rel=1e-4)
+    for key, tensor in expected.items():
+        if tensor.is_floating_point():
+            bound = 1e-4 * float(tensor.abs().max().clamp_min(1e-3))
+            assert float((weights[key] - tensor).abs().max()) <= bound, key
+
+
+def test_in_bf16_they_agree_to_its_rounding(
+    spec: Path, pretrained: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Activations are cached in the precision in which they are computed, so caching itself rounds nothing."""
+    settings = ("precision=bf16", "frozen=layer3", "augment=none")
+    cached, weights = _finetuned(spec, pretrained, call, *settings)
+    no_room, same = _finetuned(spec, pretrained, call, *settings, "cache.limit=1")
+    monkeypatch.setattr(frozen, "leading", lambda *_: 0)
+    whole, expected = _finetuned(spec, pretrained, call, *settings)
+    for key, tensor in expected.items():
+        if "layer4" in key and tensor.is_floating_point() and tensor.ndim > 1:
+            moved = float((tensor - same[key]).norm() / tensor.norm())
+            assert moved < 0.02 and float((weights[key] - same[key]).norm() / tensor.norm()) < 0.01, key
+    assert cached["last"]["val"]["loss"] == pytest.approx(no_room["last"]["val"]["loss"], abs=0.02)
+    assert cached["last"]["val"]["loss"] == pytest.approx(whole["last"]["val"]["loss"], abs=0.1)
+
+
+def test_images_that_come_again_are_decoded_once(
+    spec: Path, pretrained: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    read, read_hashed = ImageFiles.read, ImageFiles.read_hashed
+
+    def watched(self: ImageFiles, index: int, *how: Any) -> Any:
+        decoded.append(self.name(index))
+        return read(self, index, *how)
+
+    def watched_and_hashed(self: ImageFiles, index: int, *how: Any) -> Any:
+        decoded.append(self.name(index))
+        return read_hashed(self, index, *how)
+
+    monkeypatch.setattr(ImageFiles, "read", watched)
+    monkeypatch.setattr(ImageFiles, "read_hashed", watched_and_hashed)
+    tuned, _ = _finetuned(spec, pretrained, call, "frozen=layer3", "augment=none")
+    assert len(decoded) == len(set(decoded)) == 36 + 15
+    decoded.clear()
+    _finetuned(spec, pretrained, call, "frozen=layer3", "augment=none", "optimizer.lr=0.001")
+    call("eval", tuned["run"], "--runs-dir", spec.parent / "runs")
+    assert decoded == []
+
+
+def test_extract_again_decodes_nothing_and_finds_the_same(
+    spec: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = call("extract", spec, "--runs-dir", spec.parent / "runs")
+
+    def refuse(*_: Any) -> Any:
+        pytest.fail("decoded again")
+
+    monkeypatch.setattr(ImageFiles, "read", refuse)
+    monkeypatch.setattr(ImageFiles, "read_hashed", refuse)
+    again = call("extract", spec, "--runs-dir", spec.parent / "runs")
+    assert again["best"] == first["best"]
+    other = call("extract", spec, "--set", "optimizer.lr=0.001", "--set", "seed=0", "--runs-dir", spec.parent / "runs")
+    assert other["best"] != first["best"]
+
+
+def test_nothing_below_the_lowest_thawed_stage_has_a_graph(
+    spec: Path, pretrained: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    run = frozen.FrozenStages.__call__
+
+    def watched(self: Any, inputs: torch.Tensor) -> torch.Tensor:
+        activations = run(self, inputs)
+        seen.append(activations.requires_grad)
+        return activations
+
+    monkeypatch.setattr(frozen.FrozenStages, "__call__", watched)
+    _finetuned(spec, pretrained, call, "frozen=layer2")
+    assert seen and not any(seen)
