@@ -241,7 +241,14 @@ def _metrics(run: str) -> list[dict[str, Any]]:
 def test_extract_saves_the_head_that_scikit_learn_finds_on_its_features(
     call: Any, spec: Path, tmp_path: Path, balance: str
 ) -> None:
-    settings = ("--set", "head={solver: lbfgs, regularisation: 0.05}", "--set", f"target.balance={balance}")
+    settings = (
+        "--set",
+        "precision=fp32",
+        "--set",
+        "head={solver: lbfgs, regularisation: 0.05}",
+        "--set",
+        f"target.balance={balance}",
+    )
     answer = call("extract", spec, *settings, "--runs-dir", tmp_path / "runs")
     model = restore(checkpoint.load(Path(answer["run"])))
     domain = data.load_domain(*_domain(spec), None, 0, domain="target")
