@@ -115,7 +115,7 @@ def loop(job: argparse.Namespace) -> tuple[float, dict[str, Phase]]:
                         outputs = model(inputs)
                         loss = criterion(outputs, labels)
                     if training:
-                        loss.backward()  # type: ignore[no-untyped-call]
+                        loss.backward()
                         optimizer.step()
                         schedule.step()
                     running_loss += loss.item() * len(labels)

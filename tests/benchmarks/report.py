@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from statistics import mean, median, stdev
+from math import sqrt
+from statistics import mean, median, stdev, variance
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -81,7 +82,7 @@ def _accuracies(seen: Sequence[Row], job: str) -> dict[str, list[float]]:
 
 
 def _accuracy(accuracies: Mapping[str, Sequence[float]], run: str) -> str:
-    """Mean and standard deviation; for others than transferctl, how far from it in points."""
+    """Mean and standard deviation; for others than transferctl, how far from it in points, with the standard error."""
     ours = accuracies.get("transferctl", [])
     values = ours if run == COLD else accuracies.get(run, [])
     if not values:
@@ -90,7 +91,13 @@ def _accuracy(accuracies: Mapping[str, Sequence[float]], run: str) -> str:
     if run == COLD:
         return shown
     apart = mean(values) - mean(ours)
-    return f"{shown} ({apart:+.1f}{'' if abs(apart) <= AGREE else ' ✗'})"
+    error = f" ± {_error(values, ours):.1f}" if len(values) > 1 else ""
+    return f"{shown} ({apart:+.1f}{error}{'' if abs(apart) <= AGREE else ' ✗'})"
+
+
+def _error(*samples: Sequence[float]) -> float:
+    """The standard error of a difference of means."""
+    return sqrt(sum(variance(values) / len(values) for values in samples))
 
 
 def _spread(values: Sequence[float], digits: int, unit: str = "") -> str:

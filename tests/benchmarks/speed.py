@@ -1,7 +1,7 @@
 """transferctl against the loops that people write, in one session: time, images a second, memory, accuracy.
 
     export TRANSFERCTL_REAL_DATA=…                          (the folder with ants-bees, tiny-imagenet-mini and weights)
-    python tests/benchmarks/speed.py OUT                    (about 25 minutes on two quiet cores)
+    python tests/benchmarks/speed.py OUT                    (about 40 minutes on two quiet cores; --turns 2: 30)
     python tests/benchmarks/speed.py OUT --quick            (a few minutes: to try the script; its figures say nothing)
     python tests/benchmarks/speed.py OUT --full             (every training run to its end: most of a day)
 
@@ -15,19 +15,22 @@ a turn, and medians over turns are shown with the least and the greatest.
 What is not run whole (the tutorial's loop would take hours) is measured on a part and carried on, and marked ~:
   a contender   runs one epoch on a part of the images; the images that are missing are added at the rate of its steady
                 state, without start-up, first batches and the start of workers, which favours it.
-  transferctl   runs two epochs on a part: its wall time, plus the missing epochs at the pace of the second (checkpoint
-                and validation in it), plus the missing images' frozen part, at the cost that a first epoch has with a
-                cold cache over a warm one. Whatever it decides by the number of images it decides for the part.
+  transferctl   runs two epochs, on all images where the frozen part may be cached and else on a part: its wall time, plus
+                the missing epochs at the pace of the second, with its validation and checkpoint. Whatever it decides by
+                the number of images or of epochs, it decides for what it is given, unless --full.
 `extract` and one-pass features in bf16 always run whole.
 
 Cold: an empty TRANSFERCTL_CACHE (and an empty cache of compiled code). Warm: the same command again; `extract again`: with
 another learning rate. Files are in the page cache for everyone. images/s: training images times epochs over the whole
 time, so what is not computed again counts. Of the peak: FLOP/s in the steady state over the best bf16 matrix product
-of the same turn; for extract, transferctl's images/s are those by which 4,000 images take longer than 2,000, the heads' epochs included.
+of the same turn; for extract, transferctl's rate is that of the 2,000 images by which a run on 4,000 is longer, their
+part of the head's epochs included. Memory: the largest sum of proportional set sizes (a page that processes share counts
+once) over the process tree; for what is marked ~, of the part.
 
 Accuracy: all contenders run to the end on a cheaper copy of each job (a ResNet-18 trained on Tiny ImageNet, 64 pixels),
-each seed; the last epoch is scored, as the best would be picked on the same images. A ratio counts only where the means agree within
-half a point; where they do not, it is marked ✗.
+each seed; the last epoch is scored, as the best would be picked on the same images. A ratio counts only where the means
+agree within half a point; where they do not, it is marked ✗. One seed's accuracy varies by about a point (400 images), so
+each difference stands with its standard error, and --seeds 10 tells a difference from chance where 3 cannot.
 """
 
 from __future__ import annotations
@@ -43,52 +46,14 @@ from typing import Any
 
 import material
 import report
+from jobs import BATCH_SIZE, CONTENDERS, JOBS, Job, Sizes, command_of, contenders_of, spec_of
 from processes import timed
 
-BATCH_SIZE = 32
 HERE = Path(__file__).parent
 
 
-@dataclass(frozen=True)
-class Job:
-    """part: training images that a training is measured on; a fifth as many are validated on."""
-
-    name: str
-    verb: str
-    frozen: str
-    augment: bool
-    lr: float
-    part: int
-    bar: str
-
-
-JOBS = (
-    Job("extract", "extract", "all", False, 0.01, 640, "20× (a), 2.2× (c), 0.95× (b)"),
-    Job("layer3", "finetune", "layer3", False, 0.003, 640, "4× (a)"),
-    Job("layer3-augmented", "finetune", "layer3", True, 0.003, 640, "2× (a)"),
-    Job("full", "finetune", "none", True, 0.003, 384, "1.9× (a)"),
-)
-CONTENDERS = {
-    "plain": "(a) tutorial's loop, fp32",
-    "tuned": "(b) channels_last, bf16",
-    "one-pass": "(b) one pass, channels_last, bf16",
-    "sklearn": "(c) one pass, fp32 + scikit-learn",
-}
 SHARE = {"plain": 0.5, "sklearn": 0.8}  # of the part, for those that take long an image
 VALIDATED = 4 * BATCH_SIZE  # validation images that a contender's rate is measured on, at least
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """n: training images; a fifth as many are validated on. divisor: how many times smaller parts are."""
-
-    arch: str
-    weights: Path
-    resize: int
-    crop: int
-    n: int
-    epochs: int
-    divisor: int = 1
 
 
 @dataclass
@@ -130,10 +95,10 @@ def main() -> None:
         sizes = Sizes("resnet50", made, 256, 224, 2000, 10)
         cheap = Sizes("resnet18", small, 73, 64, 400, 6)
     jobs = [job for job in JOBS if job.name in (arguments.jobs or [job.name for job in JOBS])]
-    few = arguments.quick
-    for turn in range(arguments.turns or (1 if few else 3)):
+    repeats = 1 if arguments.quick else 3
+    for turn in range(arguments.turns or repeats):
         _take_turn(session, jobs, sizes, turn)
-    for seed in range(arguments.seeds or (1 if few else 3)):
+    for seed in range(arguments.seeds or repeats):
         _score(session, jobs, cheap, seed)
     table = report.table(session.seen, {job.name: job.bar for job in JOBS}, CONTENDERS)
     (session.out / "speed.md").write_text(table, encoding="utf-8")
@@ -142,21 +107,16 @@ def main() -> None:
 
 def _take_turn(session: Session, jobs: list[Job], sizes: Sizes, turn: int) -> None:
     """Every job once by everyone."""
-    machine = timed([sys.executable, HERE / "machine.py", sizes.arch, sizes.crop], {})
-    about = {
-        "kind": "machine",
-        "turn": turn,
-        "job": "matrix product",
-        "run": f"{json.loads(machine.stdout)['peak']:.3g} FLOP/s",
-    }
-    session.add(about | json.loads(machine.stdout))
+    machine = json.loads(timed([sys.executable, HERE / "machine.py", sizes.arch, sizes.crop], {}).stdout)
+    about = {"kind": "machine", "turn": turn, "job": "matrix product", "run": f"{machine['peak']:.3g} FLOP/s"}
+    session.add(about | machine)
     train, val = _images(session, "photographs", sizes.n, None), _images(session, "photographs-val", sizes.n // 5, None)
     for job in jobs:
         if job.verb == "extract":
             _extract(session, job, sizes, turn, train, val)
         else:
             _finetune(session, job, sizes, turn, train, val)
-        for contender in _contenders(job):
+        for contender in contenders_of(job):
             session.add(_contender(session, contender, job, sizes, turn, train, val))
 
 
@@ -169,17 +129,13 @@ def _score(session: Session, jobs: list[Job], sizes: Sizes, seed: int) -> None:
         row = _transferctl(session, job, sizes, train, val, sizes.epochs, own, seed=seed)
         session.add(_scored(job, seed, "transferctl", row["accuracy"]))
         own.remove()
-        for contender in _contenders(job):
-            found = json.loads(timed(_command(contender, job, sizes, train, val, sizes.epochs, seed), {}).stdout)
+        for contender in contenders_of(job):
+            found = json.loads(timed(command_of(contender, job, sizes, train, val, sizes.epochs, seed), {}).stdout)
             session.add(_scored(job, seed, contender, found["accuracy"]))
 
 
 def _scored(job: Job, seed: int, run: str, accuracy: float) -> dict[str, Any]:
     return {"kind": "accuracy", "turn": seed, "job": job.name, "run": run, "accuracy": accuracy}
-
-
-def _contenders(job: Job) -> list[str]:
-    return [name for name in CONTENDERS if job.frozen == "all" or name in ("plain", "tuned")]
 
 
 def _images(session: Session, name: str, n: int, short_side: int | None) -> Path:
@@ -223,22 +179,21 @@ def _extract(session: Session, job: Job, sizes: Sizes, turn: int, train: Path, v
 
 
 def _finetune(session: Session, job: Job, sizes: Sizes, turn: int, train: Path, val: Path) -> None:
-    """Cold, and warm where something may have been cached; on a part, and carried on."""
-    n = sizes.n if session.whole else job.part // sizes.divisor
+    """Cold, and warm where the frozen part may be cached: on all images, as what it costs is paid once. Else on a part.
+    Two epochs, carried on."""
+    cached = job.frozen != "none" and not job.augment
+    n = sizes.n if session.whole or cached else job.part // sizes.divisor
     epochs = sizes.epochs if session.whole else 2
     own = _Folders(session.out, f"{job.name}-{turn}")
     folders = material.part(train, n), material.part(val, n // 5)
     runs = {"transferctl, cold": _transferctl(session, job, sizes, *folders, epochs, own)}
-    if job.frozen != "none" and not job.augment:
+    if cached:
         runs["transferctl, warm"] = _transferctl(session, job, sizes, *folders, epochs, own)
     own.remove()
-    cold, warm = (next(iter(runs.values()))["epochs_s"][0], list(runs.values())[-1]["epochs_s"][0])
     for name, row in runs.items():
         first, *_, last = row["epochs_s"]
         epoch_s = (last - first) / (epochs - 1)
         missing = (sizes.epochs * sizes.n / n - epochs) * epoch_s
-        if name == "transferctl, cold":
-            missing += (sizes.n / n - 1) * max(cold - warm, 0)
         steady = {"train": [n, epoch_s], "val": [n // 5, 0.0]} if job.augment else None
         added = _timing(job, turn, name, row, row["wall_s"] + missing, not session.whole, sizes.n * sizes.epochs)
         session.add(added | {"steady": steady})
@@ -252,34 +207,14 @@ def _transferctl(
     runs = own.root / "runs"
     runs.mkdir(parents=True)
     spec = own.root / "job.yaml"
-    spec.write_text(
-        json.dumps(_spec(job, sizes, train, val, epochs, lr or job.lr, seed)), encoding="utf-8"
-    )  # JSON is YAML
-    cache = own.root / "cache"
-    environment = {"TRANSFERCTL_CACHE": f"{cache}", "TORCHINDUCTOR_CACHE_DIR": f"{cache / 'compiled'}"}
+    values = spec_of(job, sizes, train, val, epochs, lr or job.lr, seed)
+    spec.write_text(json.dumps(values), encoding="utf-8")  # JSON is YAML
+    environment = {"TRANSFERCTL_CACHE": f"{own.root / 'cache'}", "TORCHINDUCTOR_CACHE_DIR": f"{own.root / 'compiled'}"}
     command = [sys.executable, "-m", "transferctl", job.verb, spec, "--runs-dir", runs, "--json"]
     found = timed(command, environment, runs)
     shutil.rmtree(runs)
     summary = json.loads(found.stdout)
     return asdict(found) | {"accuracy": summary["last"]["val"]["accuracy"]}
-
-
-def _spec(job: Job, sizes: Sizes, train: Path, val: Path, epochs: int, lr: float, seed: int) -> dict[str, Any]:
-    spec: dict[str, Any] = {
-        "name": job.name,
-        "seed": seed,
-        "backbone": {"name": sizes.arch, "weights": f"{sizes.weights}"},
-        "preprocess": {"resize": sizes.resize, "crop": sizes.crop},
-        "target": {"train": f"{train}", "val": f"{val}"},
-        "epochs": epochs,
-        "batch_size": BATCH_SIZE,
-        "optimizer": {"name": "sgd", "lr": lr, "momentum": 0.9},
-        "schedule": "cosine",
-    }
-    if job.verb == "finetune":
-        spec |= {"frozen": job.frozen, "batchnorm": {"thawed": "train", "frozen": "frozen"}}
-        spec |= {"augment": {"crop_scale": [0.35, 1.0], "flip": True} if job.augment else "none"}
-    return spec
 
 
 # ---- the others
@@ -292,7 +227,7 @@ def _contender(
     whole = session.whole or contender == "one-pass"
     n = sizes.n if whole else int(job.part * SHARE.get(contender, 1.0)) // sizes.divisor
     folders = material.part(train, n), material.part(val, max(n // 5, min(VALIDATED, sizes.n // 5)))
-    found = timed(_command(contender, job, sizes, *folders, sizes.epochs if whole else 1, 0), {})
+    found = timed(command_of(contender, job, sizes, *folders, sizes.epochs if whole else 1, 0), {})
     phases = json.loads(found.stdout)["phases"]
     passes = 1 if contender == "sklearn" else sizes.epochs
     wanted = {"train": passes * sizes.n, "val": passes * (sizes.n // 5), "head": sizes.n}
@@ -308,13 +243,6 @@ def _steady(phase: dict[str, Any]) -> tuple[int, float]:
     """Images and seconds; of the whole phase, where it was too short for a steady state."""
     kind = "steady_" if phase["steady_images"] else ""
     return phase[f"{kind}images"], phase[f"{kind}seconds"]
-
-
-def _command(contender: str, job: Job, sizes: Sizes, train: Path, val: Path, epochs: int, seed: int) -> list[object]:
-    command: list[object] = [sys.executable, HERE / "contenders.py", contender, "--train", train, "--val", val]
-    command += ["--weights", sizes.weights, "--arch", sizes.arch, "--frozen", job.frozen, "--epochs", epochs]
-    command += ["--resize", sizes.resize, "--crop", sizes.crop, "--batch-size", BATCH_SIZE, "--lr", job.lr]
-    return [*command, "--seed", seed, *(["--augment"] if job.augment else [])]
 
 
 def _timing(
