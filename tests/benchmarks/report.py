@@ -48,7 +48,7 @@ def _cells(
     """own, cold: by turn, of this run and of transferctl with a cold cache."""
     rows = list(own.values())
     ratios = [row["seconds"] / cold[turn]["seconds"] for turn, row in own.items() if turn in cold]
-    rates = {turn: _flop_rate(row, machines[turn]["flops"]) for turn, row in own.items() if row.get("steady")}
+    rates = {turn: _flop_rate(row, machines[turn]["flops"]) for turn, row in own.items() if _is_steady(row)}
     memory = [row["pss"] / 2**20 for row in rows if row["pss"]]
     return [
         job,
@@ -60,6 +60,11 @@ def _cells(
         _spread([rate / machines[turn]["peak"] for turn, rate in rates.items()], 2) if rates else "",
         f"{median(memory):.0f}" if memory else "",
     ]
+
+
+def _is_steady(row: Row) -> bool:
+    """Known, and no difference of two runs that noise turned round."""
+    return bool(row.get("steady")) and sum(seconds for _, seconds in row["steady"].values()) > 0
 
 
 def _flop_rate(row: Row, flops: Mapping[str, float]) -> float:
