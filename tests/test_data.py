@@ -240,10 +240,14 @@ def test_a_fingerprint_survives_a_move_and_notices_a_new_file_and_another_label(
     assert len({before, relabelled, _load(moved).train.fingerprint()}) == 3
 
 
-def test_workers_are_started_where_files_are_decoded_and_there_are_enough(image_folder: Folder) -> None:
+def test_beside_a_gpu_workers_are_started_where_files_are_decoded_and_there_are_enough(
+    image_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     few, many = (_load(image_folder(name, a=n, b=n), 0.5).train for name, n in (("few", 10), ("many", 64)))
     settings = digits.Settings(dataset="digits")
     in_memory = data.load_domain(settings, settings, None, 0, domain="target").train
+    assert not any(loaders.workers_for("auto", split) for split in (few, many, in_memory))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert [loaders.workers_for("auto", split) > 0 for split in (few, many, in_memory)] == [False, True, False]
     assert loaders.workers_for(3, few) == 3
 

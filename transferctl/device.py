@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +31,7 @@ def choose(device: str, precision: str) -> Compute:
     """Raises ResourceError for a device that this machine does not have."""
     import torch
 
+    _keep_freed_memory()
     if device == "auto":
         kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         chosen, reason = torch.device(kind), f"auto: {'the first GPU' if kind != 'cpu' else 'no GPU found'}"
@@ -61,3 +65,19 @@ def _refuse_absent(device: torch.device) -> None:
         raise ResourceError(f"device: {device}: there are {torch.cuda.device_count()} GPUs, counted from 0")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ResourceError("device: mps: this machine has no Metal GPU; write device: cpu or auto")
+
+
+def _keep_freed_memory() -> None:
+    """Activations of one step serve the next: glibc hands large blocks back to the system, which clears their pages
+    anew each time. Training ResNet-50 at 224 pixels takes a third longer so. MALLOC_… variables of glibc prevail."""
+    import ctypes
+
+    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h

@@ -11,12 +11,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, count, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -45,10 +47,13 @@ class Unreadable:
 
 
 def workers_for(asked: int | str, split: Split) -> int:
-    """auto: one a core (at most 8) where files are decoded and there are enough to pay for starting them."""
+    """auto: beside a GPU one a core (at most 8), where files are decoded and there are enough to pay for starting them.
+    Where the CPU computes none: workers and OpenMP's threads would take the cores from each other, so decoding and
+    computing take turns on all cores (ResNet-50, two cores: 123 images/s in turns, 99 with two workers)."""
     if isinstance(asked, int):
         return asked
-    return min(os.cpu_count() or 1, 8) if split.dataset.reads_files and len(split) >= 64 else 0
+    pays = torch.cuda.is_available() and split.dataset.reads_files and len(split) >= 64
+    return min(os.cpu_count() or 1, 8) if pays else 0
 
 
 def epoch_batches(labels: np.ndarray, batch_size: int, seed: int, epoch: int, balanced: bool) -> Iterator[np.ndarray]:
@@ -319,14 +324,20 @@ def _loader(
 ) -> Generator[Any]:
     """For each step what `together` makes of the list of dataset[key] for its keys. Steps are taken as they are needed.
 
-    fork where it is safe and cheap: a worker imports nothing again. Elsewhere the platform's default."""
+    Without workers by threads, as many as torch computes with. Workers are forked where that is safe and cheap: they
+    import nothing again. Elsewhere the platform's default."""
+    if not workers:
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            for keys in steps:
+                yield together(list(threads.map(dataset.__getitem__, keys)))
+        return
     loader = DataLoader(
         dataset,
         batch_sampler=steps,
         collate_fn=together,
         num_workers=workers,
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-        worker_init_fn=_leave_quietly if workers else None,
+        multiprocessing_context="fork" if sys.platform == "linux" else None,
+        worker_init_fn=_leave_quietly,
     )
     with signals_wait():
         rows = iter(loader)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -131,16 +132,28 @@ def training_image(
     """uint8 [3, crop, crop]; the random choices depend on `key` (seed, epoch, sample) alone. The order, the draws and
     the bits are those of torchvision's training recipes, which also turn and shear with the interpolation of resizing.
     """
+    with keyed_randomness(*key):
+        box, flip = _random_crop(image.size, augment.crop_scale), _is_flipped(augment)
+        if augment.randaugment:  # draws between its operations
+            cropped = _cropped(image, box, flip, preprocessing)
+            return _tensor(_randaugmented(cropped, augment.randaugment, preprocessing))
+    return _tensor(_cropped(image, box, flip, preprocessing))
+
+
+def _is_flipped(augment: AugmentSettings) -> bool:
     import torch
+
+    return torch.rand(1).item() < (0.5 if augment.flip else 0.0)
+
+
+def _cropped(image: Image, box: tuple[int, int, int, int], flip: bool, preprocessing: Preprocessing) -> Image:
+    """box: left, top, width, height."""
     from PIL.Image import Transpose
 
+    left, top, width, height = box
     sides = preprocessing.crop, preprocessing.crop
-    with keyed_randomness(*key):
-        left, top, width, height = _random_crop(image.size, augment.crop_scale)
-        cropped = image.crop((left, top, left + width, top + height)).resize(sides, _resampling(preprocessing))
-        if torch.rand(1).item() < (0.5 if augment.flip else 0.0):
-            cropped = cropped.transpose(Transpose.FLIP_LEFT_RIGHT)
-        return _tensor(_randaugmented(cropped, augment.randaugment, preprocessing))
+    cropped = image.crop((left, top, left + width, top + height)).resize(sides, _resampling(preprocessing))
+    return cropped.transpose(Transpose.FLIP_LEFT_RIGHT) if flip else cropped
 
 
 def _random_crop(size: tuple[int, int], scale: tuple[float, float]) -> tuple[int, int, int, int]:
@@ -162,9 +175,7 @@ def _random_crop(size: tuple[int, int], scale: tuple[float, float]) -> tuple[int
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def _randaugmented(image: Image, settings: RandAugmentSettings | None, preprocessing: Preprocessing) -> Image:
-    if settings is None:
-        return image
+def _randaugmented(image: Image, settings: RandAugmentSettings, preprocessing: Preprocessing) -> Image:
     from torchvision.transforms import InterpolationMode, v2
 
     mode = InterpolationMode(preprocessing.interpolation)
@@ -190,7 +201,16 @@ def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 @contextmanager
 def keyed_randomness(*key: int | str, device: torch.device | None = None) -> Iterator[None]:
     """torch's CPU generator seeded by `key` inside, as it was outside: torchvision's transforms, torch's
-    initialisers and dropout draw from that generator and take no other. `device`: a GPU to seed as well."""
+    initialisers and dropout draw from that generator and take no other. One thread at a time. `device`: a GPU to seed
+    as well."""
+    with _one_at_a_time:
+        yield from _seeded(key, device)
+
+
+_one_at_a_time = threading.RLock()  # decoding threads share the generator
+
+
+def _seeded(key: tuple[int | str, ...], device: torch.device | None) -> Iterator[None]:
     import torch
 
     before = torch.get_rng_state()
