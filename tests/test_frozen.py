@@ -130,16 +130,16 @@ def _another_statistic(model: TransferModel) -> None:
 @pytest.mark.parametrize("change", [_another_weight, _another_statistic])
 def test_any_other_weight_is_another_product(change: Callable[[TransferModel], None]) -> None:
     model, changed = model_of(), model_of()
-    assert stages_of(model, 3).product().key == stages_of(changed, 3).product().key
+    assert stages_of(model, 3).product.key == stages_of(changed, 3).product.key
     change(changed)
-    assert stages_of(model, 3).product().key != stages_of(changed, 3).product().key
+    assert stages_of(model, 3).product.key != stages_of(changed, 3).product.key
 
 
 def test_weights_after_the_frozen_stages_do_not_matter() -> None:
     model, changed = model_of(), model_of()
     changed.backbone.net.layer4[0].conv1.weight.data.zero_()
-    assert stages_of(model, 4).product().key == stages_of(changed, 4).product().key
-    assert stages_of(model, 5).product().key != stages_of(changed, 5).product().key
+    assert stages_of(model, 4).product.key == stages_of(changed, 4).product.key
+    assert stages_of(model, 5).product.key != stages_of(changed, 5).product.key
 
 
 @pytest.mark.parametrize(
@@ -151,17 +151,17 @@ def test_weights_after_the_frozen_stages_do_not_matter() -> None:
 def test_other_preprocessing_is_another_product(change: dict[str, Any]) -> None:
     model, changed = model_of(), model_of()
     changed.preprocessing = Preprocessing(**{"resize": 32, "crop": 32, **change})
-    assert stages_of(model, 3).product().key != stages_of(changed, 3).product().key
+    assert stages_of(model, 3).product.key != stages_of(changed, 3).product.key
 
 
 def test_precision_depth_versions_and_fusing_are_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of()
-    keys = {stages_of(model, count, compute).product().key for count in (3, 4) for compute in (FP32, BF16)}
+    keys = {stages_of(model, count, compute).product.key for count in (3, 4) for compute in (FP32, BF16)}
     assert len(keys) == 4
     monkeypatch.setattr("transferctl.images.versions", lambda: "another decoder")
-    keys.add(stages_of(model, 3).product().key)
+    keys.add(stages_of(model, 3).product.key)
     monkeypatch.setattr(torch, "__version__", "9.9")
-    keys.add(stages_of(model, 3).product().key)
+    keys.add(stages_of(model, 3).product.key)
     monkeypatch.setattr(frozen, "LARGEST_ERROR", -1.0)
-    keys.add(stages_of(model, 3).product().key)
+    keys.add(stages_of(model, 3).product.key)
     assert len(keys) == 7

@@ -67,13 +67,13 @@ def compute(
         if memo:
             memo.close()
     n_views = views.number if views else 1
-    rows = cache.rows(stages.product(), _keys(digests, split, views))
+    rows = cache.rows(stages.product, _keys(digests, split, views))
     table = FeatureTable(split, stages, rows, n_views)
     missing = rows.missing
     with rows:
         _fill(table, missing, task, display, workers, views)
     total = len(split) * n_views
-    display.note(f"{stages.product().title}: {split.name}: {total - len(missing):,} of {total:,} from the cache")
+    display.note(f"{stages.product.title}: {split.name}: {total - len(missing):,} of {total:,} from the cache")
     return table
 
 

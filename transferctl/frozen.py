@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -78,6 +79,7 @@ class FrozenStages:
         """The batch with activations in place of its images."""
         return replace(batch, inputs=self(batch.inputs.to(self._compute.device)), after=self.count)
 
+    @cached_property
     def product(self) -> Product:
         """What the activations of an image depend on, besides the image."""
         arithmetic = f"{self._compute.device.type} {torch.backends.cpu.get_cpu_capability()}"

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy
 import PIL
 import torch
-import torchvision
 
 import transferctl
 from transferctl import checkpoint, scratch
 from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.errors import CheckpointError
+from transferctl.leantorchvision import torchvision
 from transferctl.loaders import Audit
 from transferctl.model import TransferModel
 from transferctl.spec import Spec

@@ -17,31 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision import models
-from torchvision.models import (
-    AlexNet,
-    ConvNeXt,
-    DenseNet,
-    EfficientNet,
-    GoogLeNet,
-    Inception3,
-    MaxVit,
-    MNASNet,
-    MobileNetV2,
-    MobileNetV3,
-    RegNet,
-    ResNet,
-    ShuffleNetV2,
-    SqueezeNet,
-    SwinTransformer,
-    VisionTransformer,
-)
-from torchvision.models.vgg import VGG
 
 from transferctl import weights
 from transferctl.contracts import Features, Stage
 from transferctl.errors import CheckpointError, SpecError
+from transferctl.leantorchvision import torchvision
 from transferctl.preprocess import Preprocessing
+
+models = torchvision.models
 
 # Trained in TensorFlow on inputs from −1 to 1. torchvision's preset normalises by ImageNet's mean and these
 # networks (transform_input, set wherever published weights are asked for) undo that. Ours are built
@@ -281,13 +264,13 @@ def _children(net: nn.Module, names: Sequence[str]) -> list[Stage]:
     return [Stage(name, (name,), net.get_submodule(name)) for name in names]
 
 
-def _resnet(net: ResNet) -> list[Stage]:
+def _resnet(net: Any) -> list[Stage]:
     stem = Stage("stem", ("conv1", "bn1"), _chain(net.conv1, net.bn1, net.relu, net.maxpool))
     pool = Stage("pool", (), _chain(net.avgpool, nn.Flatten()))
     return [stem, *_children(net, ("layer1", "layer2", "layer3", "layer4")), pool]
 
 
-def _vgg(net: VGG) -> list[Stage]:
+def _vgg(net: Any) -> list[Stage]:
     """Blocks end with their max-pooling. Features are fc7's: the layer before the last."""
     stages: list[Stage] = []
     block: list[str] = []
@@ -319,42 +302,42 @@ def _mean_pool(net: Any) -> Stage:
     return Stage("pool", ("classifier",), _chain(lambda x: x.mean((2, 3)), net.classifier))
 
 
-def _convnext_pool(net: ConvNeXt) -> Stage:
+def _convnext_pool(net: Any) -> Stage:
     return Stage("pool", ("classifier",), _chain(net.avgpool, net.classifier))
 
 
-def _densenet_pool(net: DenseNet) -> Stage:
+def _densenet_pool(net: Any) -> Stage:
     relu_and_pool = (nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return Stage("pool", ("classifier",), _chain(*relu_and_pool, net.classifier))
 
 
-def _squeezenet_pool(net: SqueezeNet) -> Stage:
+def _squeezenet_pool(net: Any) -> Stage:
     return Stage("pool", (), _chain(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
 
 
-def _swin_pool(net: SwinTransformer) -> Stage:
+def _swin_pool(net: Any) -> Stage:
     return Stage("pool", ("norm",), _chain(net.norm, net.permute, net.avgpool, net.flatten))
 
 
-def _shufflenet(net: ShuffleNetV2) -> list[Stage]:
+def _shufflenet(net: Any) -> list[Stage]:
     stem = Stage("stem", ("conv1",), _chain(net.conv1, net.maxpool))
     pool = Stage("pool", (), lambda x: x.mean((2, 3)))
     return [stem, *_children(net, ("stage2", "stage3", "stage4", "conv5")), pool]
 
 
-def _regnet(net: RegNet) -> list[Stage]:
+def _regnet(net: Any) -> list[Stage]:
     blocks = [f"trunk_output.{name}" for name, _ in net.trunk_output.named_children()]
     pool = Stage("pool", (), _chain(net.avgpool, nn.Flatten()))
     return [*_children(net, ("stem", *blocks)), pool]
 
 
-def _maxvit(net: MaxVit) -> list[Stage]:
+def _maxvit(net: Any) -> list[Stage]:
     blocks = [f"blocks.{name}" for name, _ in net.blocks.named_children()]
     pool = Stage("pool", ("classifier",), net.classifier)
     return [*_children(net, ("stem", *blocks)), pool]
 
 
-def _googlenet(net: GoogLeNet) -> list[Stage]:
+def _googlenet(net: Any) -> list[Stage]:
     return [
         _group(net, "stem", "conv1 maxpool1 conv2 conv3 maxpool2"),
         _group(net, "inception3", "inception3a inception3b maxpool3"),
@@ -364,7 +347,7 @@ def _googlenet(net: GoogLeNet) -> list[Stage]:
     ]
 
 
-def _inception(net: Inception3) -> list[Stage]:
+def _inception(net: Any) -> list[Stage]:
     stem = "Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3 maxpool1 Conv2d_3b_1x1 Conv2d_4a_3x3 maxpool2"
     return [
         _group(net, "stem", stem),
@@ -379,7 +362,7 @@ def _group(net: nn.Module, stage: str, parts: str) -> Stage:
     return Stage(stage, tuple(parts.split()), _chain(*(net.get_submodule(part) for part in parts.split())))
 
 
-def _vit(net: VisionTransformer) -> list[Stage]:
+def _vit(net: Any) -> list[Stage]:
     """Tokens [N, 1 + patches, D]; the class token, after the last norm, is the feature."""
     encoder = net.encoder
 
@@ -399,23 +382,23 @@ def _no_maps(tokens: Tensor) -> None:
 
 
 _FAMILIES: dict[type[nn.Module], _Family] = {
-    ResNet: _Family("fc", _resnet),  # also ResNeXt and Wide ResNet
-    VGG: _Family("classifier.6", _vgg),
-    AlexNet: _Family("classifier.6", _sequential("features", _classifier_pool)),
-    DenseNet: _Family("classifier", _sequential("features", _densenet_pool)),
-    MobileNetV2: _Family("classifier.1", _sequential("features", _mean_pool)),
-    MobileNetV3: _Family("classifier.3", _sequential("features", _classifier_pool)),
-    MNASNet: _Family("classifier.1", _sequential("layers", _mean_pool)),
-    EfficientNet: _Family("classifier.1", _sequential("features", _classifier_pool)),
-    ConvNeXt: _Family("classifier.2", _sequential("features", _convnext_pool)),
-    SqueezeNet: _Family("classifier.1", _sequential("features", _squeezenet_pool)),
-    SwinTransformer: _Family("head", _sequential("features", _swin_pool), lambda x: x.permute(0, 3, 1, 2)),
-    ShuffleNetV2: _Family("fc", _shufflenet),
-    RegNet: _Family("fc", _regnet),
-    MaxVit: _Family("classifier.5", _maxvit),
-    GoogLeNet: _Family("fc", _googlenet),
-    Inception3: _Family("fc", _inception),
-    VisionTransformer: _Family("heads.head", _vit, _no_maps),
+    models.ResNet: _Family("fc", _resnet),  # also ResNeXt and Wide ResNet
+    models.VGG: _Family("classifier.6", _vgg),
+    models.AlexNet: _Family("classifier.6", _sequential("features", _classifier_pool)),
+    models.DenseNet: _Family("classifier", _sequential("features", _densenet_pool)),
+    models.MobileNetV2: _Family("classifier.1", _sequential("features", _mean_pool)),
+    models.MobileNetV3: _Family("classifier.3", _sequential("features", _classifier_pool)),
+    models.MNASNet: _Family("classifier.1", _sequential("layers", _mean_pool)),
+    models.EfficientNet: _Family("classifier.1", _sequential("features", _classifier_pool)),
+    models.ConvNeXt: _Family("classifier.2", _sequential("features", _convnext_pool)),
+    models.SqueezeNet: _Family("classifier.1", _sequential("features", _squeezenet_pool)),
+    models.SwinTransformer: _Family("head", _sequential("features", _swin_pool), lambda x: x.permute(0, 3, 1, 2)),
+    models.ShuffleNetV2: _Family("fc", _shufflenet),
+    models.RegNet: _Family("fc", _regnet),
+    models.MaxVit: _Family("classifier.5", _maxvit),
+    models.GoogLeNet: _Family("fc", _googlenet),
+    models.Inception3: _Family("fc", _inception),
+    models.VisionTransformer: _Family("heads.head", _vit, _no_maps),
 }
 
 
@@ -446,7 +429,7 @@ class PretrainedHead(nn.Module):
 
 def _take_head(net: nn.Module, name: str) -> PretrainedHead:
     """Cut the last layer, and the dropout right before it, out of the network."""
-    if isinstance(net, SqueezeNet):  # dropout, 1×1 convolution, ReLU, pool: the head works on maps
+    if isinstance(net, models.SqueezeNet):  # dropout, 1×1 convolution, ReLU, pool: the head works on maps
         layers, net.classifier = net.classifier, nn.Identity()
         return PretrainedHead(layers, on_maps=True)
     parent_name, _, attribute = _head_name(name).rpartition(".")
