@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,3 +140,32 @@ def test_nothing_below_the_lowest_thawed_stage_has_a_graph(
     monkeypatch.setattr(frozen.FrozenStages, "__call__", watched)
     _finetuned(spec, pretrained, call, "frozen=layer2")
     assert seen and not any(seen)
+
+
+def test_verify_reads_files_whose_size_and_time_are_as_they_were(spec: Path, call: Call) -> None:
+    old, other = (spec.parent / "train" / name / "0.png" for name in ("ants", "bees"))
+    size = max(path.stat().st_size for path in (old, other)) + 1
+    contents = [path.read_bytes().ljust(size, b"\0") for path in (old, other)]  # a PNG may have anything after its end
+    for content in contents:
+        with old.open("r+b") as file:  # in place: the same inode
+            file.write(content)
+        os.utime(old, ns=(10**18, 10**18))
+        told = call("extract", spec, "--runs-dir", spec.parent / "runs")
+    verified = call("extract", spec, "--verify", "--runs-dir", spec.parent / "runs")
+    assert verified["best"] != told["best"], "the memo was deceived, as the docs say it can be"
+
+
+def test_check_says_what_is_computed_once_and_what_it_takes(spec: Path, call: Call) -> None:
+    arguments = ["--set", "frozen=layer2", "--set", "source={train: train, val: val}", "--set", "backbone.weights=none"]
+    work = {row["data"]: row for row in call("check", spec, *arguments)["frozen_work"]}
+    assert {name: row["frozen stages"] for name, row in work.items()} == {
+        "target.val": "once", "target.train": "in every epoch, no graph", "source.val": "once", "source.train": "once"
+    }  # fmt: skip
+    assert work["source.train"]["images"] == "36"
+    assert work["source.train"]["bytes an image"] == "8.2 kB"  # 128 × 4 × 4, fp32
+    assert work["source.train"]["in the cache"] == "294.9 kB"
+    views = {row["data"]: row for row in call("check", spec, *arguments, "--set", "augment={views: 3}")["frozen_work"]}
+    assert views["target.train"]["images"] == "108"
+    full = call("check", spec, *arguments, "--set", "cache.limit=1000")["frozen_work"]
+    assert full[0]["in the cache"].startswith("no room for")
+    assert call("check", spec)["frozen_work"] == []

@@ -27,11 +27,11 @@ __all__ = ["Cache", "Product", "Rows", "open_cache"]
 
 
 class Cache:
-    """root: the folder; None keeps rows in temporary files alone. limit: bytes that it may take. warn: tells people
-    what went wrong, each thing once."""
+    """root: the folder; None keeps rows in temporary files alone. limit: bytes that it may take. verify: whether files
+    are read to see whether they changed. warn: tells people what went wrong, each thing once."""
 
-    def __init__(self, root: Path | None, limit: int, warn: Callable[[str], None]):
-        self.root, self.limit, self._warn = root, limit, warn
+    def __init__(self, root: Path | None, limit: int, warn: Callable[[str], None], *, verify: bool = False):
+        self.root, self.limit, self.verify, self._warn = root, limit, verify, warn
         self._said: set[str] = set()
 
     def rows(self, product: Product, keys: np.ndarray) -> Rows:
@@ -79,7 +79,7 @@ class Cache:
 def open_cache(settings: CacheSettings, warn: Callable[[str], None]) -> Cache:
     """Raises SpecError where its folder is no folder."""
     if settings.path == "none":
-        return Cache(None, settings.limit, warn)
+        return Cache(None, settings.limit, warn, verify=settings.verify)
     root = entries.root_of(settings.path)
     if others := [entry for entry in entries.found(root) if entry.format != FORMAT]:
         entries_, formats = counted(len(others), "entry" if len(others) == 1 else "entrie"), others[0].format
@@ -87,4 +87,4 @@ def open_cache(settings: CacheSettings, warn: Callable[[str], None]) -> Cache:
             f"{printable(str(root))}: {entries_} of cache format {formats}, which this version does not read; they "
             "count towards cache.limit, and are removed first"
         )
-    return Cache(root, settings.limit, warn)
+    return Cache(root, settings.limit, warn, verify=settings.verify)

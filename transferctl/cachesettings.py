@@ -22,6 +22,11 @@ class CacheSettings(Settings):
         description="A folder; auto = $TRANSFERCTL_CACHE, else transferctl in $XDG_CACHE_HOME or ~/.cache; none: "
         "nothing is kept after the run.",
     )
+    verify: bool = Field(
+        False,
+        description="Read every file to see whether it changed; --verify does the same. Else its size, time, "
+        "inode and device tell.",
+    )
     limit: Annotated[int, Field(gt=0, le=1 << 60), BeforeValidator(_size, json_schema_input_type=int | str)] = Field(
         sizes.LIMIT,
         description="What the whole folder may take: 20GB, 500MB, or bytes; what was not used for longest goes first.",

@@ -9,7 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from transferctl import data, grouping, heads, loaders, penalising, pipeline, plan, repeats, scratch, starting
+from transferctl import (
+    data,
+    frozenwork,
+    grouping,
+    heads,
+    loaders,
+    penalising,
+    pipeline,
+    plan,
+    repeats,
+    scratch,
+    starting,
+)
+from transferctl.cache import open_cache
 from transferctl.data import DomainData
 from transferctl.display import Display
 from transferctl.errors import DataError, TransferctlError
@@ -74,6 +87,11 @@ def _show_plan(spec: Spec, domains: Mapping[str, DomainData], display: Display) 
     pipeline.say_unused(spec, plan.unused(spec), "finetune", display)
     stages = plan.stage_rows(spec, model)
     plan.say_idle_rates(spec, stages, display)
+    frozen_stages = frozenwork.leading_stages(spec, model.place(compute), compute, display)
+    work: list[list[str]] = []
+    if frozen_stages:
+        work = frozenwork.rows(spec, domains, frozen_stages, open_cache(spec.cache, display.warn))
+        display.table(f"Frozen work of finetune, up to {frozen_stages.last}", frozenwork.COLUMNS, work)
     title = f"Stages of {spec.backbone.name} under frozen: {in_words(spec.frozen_by_epoch())}"
     display.table(title, plan.STAGE_COLUMNS, stages)
     display.table("Plan", ["", ""], _plan(spec, model, str(compute)))
@@ -81,6 +99,7 @@ def _show_plan(spec: Spec, domains: Mapping[str, DomainData], display: Display) 
         "classes": {row[0]: row[1:] for row in counts},
         "objective": plan.in_symbols(spec),
         "stages": [dict(zip(plan.STAGE_COLUMNS, row, strict=True)) for row in stages],
+        "frozen_work": [dict(zip(frozenwork.COLUMNS, row, strict=True)) for row in work],
         "trained_parameters": sum(row[2] for row in stages),
         "notes": [note for domain in domains.values() for note in domain.notes],
     }

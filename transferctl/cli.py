@@ -36,6 +36,9 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")
 ]
 RunsDirOption = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Where run folders go.")]
+VerifyOption = Annotated[
+    bool, typer.Option("--verify", help="Read every file to see whether it changed since it was cached.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 RUNS = Path("runs")
@@ -87,8 +90,8 @@ def pretrain(
 
 @app.command(epilog="Example: transferctl extract configs/ants-bees-extract.yaml --set optimizer.lr=0.003")
 def extract(
-    spec: SpecArgument, set_: SetOption = None, runs_dir: RunsDirOption = RUNS, json: JsonOption = False,
-    debug: DebugOption = False,
+    spec: SpecArgument, set_: SetOption = None, runs_dir: RunsDirOption = RUNS, verify: VerifyOption = False,
+    json: JsonOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
     """Stage 1: train a new head on frozen features, computed once an image."""
 
@@ -97,7 +100,7 @@ def extract(
 
         return extract.run(file.spec, runs_dir, display)
 
-    _run(verb, lambda: _load(spec, set_), json, debug)
+    _run(verb, lambda: _load(spec, _verifying(set_, verify)), json, debug)
 
 
 @app.command(
@@ -106,7 +109,7 @@ def extract(
 def finetune(
     spec: SpecArgument, set_: SetOption = None, runs_dir: RunsDirOption = RUNS,
     from_: Annotated[Path | None, typer.Option("--from", metavar="RUN", help="Start from this run's best model.")] = None,  # noqa: E501
-    json: JsonOption = False, debug: DebugOption = False,
+    verify: VerifyOption = False, json: JsonOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
     """Stage 2: thaw layers and minimise L_S + λ·L_T (L_T alone without `source`)."""
 
@@ -116,7 +119,7 @@ def finetune(
         return finetune.run(file.spec, runs_dir, display)
 
     def load() -> SpecFile:
-        file = _load(spec, set_)
+        file = _load(spec, _verifying(set_, verify))
         update = {"from_run": from_.absolute()} if from_ else {}
         return replace(file, spec=file.spec.model_copy(update=update))
 
@@ -134,7 +137,8 @@ def evaluate(
     fail_if: Annotated[
         list[str] | None, typer.Option("--fail-if", metavar="CONDITION", help="Exit 8 if it holds: 'accuracy<0.9'; repeatable.")  # noqa: E501
     ] = None,
-    set_: SetOption = None, runs_dir: RunsDirOption = RUNS, json: JsonOption = False, debug: DebugOption = False,
+    set_: SetOption = None, runs_dir: RunsDirOption = RUNS, verify: VerifyOption = False, json: JsonOption = False,
+    debug: DebugOption = False,
 ) -> None:  # fmt: skip
     """Score a run's model: loss, accuracy with its interval, per class, confusion matrix."""
 
@@ -162,7 +166,7 @@ def evaluate(
         if interpolate is not None:
             points = interpolation.alphas(interpolate)
             interpolation.refuse_beside(points, conditions, source=source, which=checkpoint)
-        return evaluate.load_spec(run, set_ or [])
+        return evaluate.load_spec(run, _verifying(set_, verify))
 
     _run(verb, load, json, debug)
 
@@ -219,6 +223,10 @@ def _load(spec: Path, overrides: list[str] | None) -> SpecFile:
     from transferctl import yamlfile
 
     return yamlfile.load(spec, overrides or [])
+
+
+def _verifying(overrides: list[str] | None, asked: bool) -> list[str]:
+    return [*(overrides or []), *(["cache.verify=true"] if asked else [])]
 
 
 def _one_of(flag: str, value: str, choices: list[str]) -> None:

@@ -136,7 +136,7 @@ def inputs_as_trained(
         count = frozen.leading_of(model, spec.frozen_by_epoch().values(), pipeline.batchnorm(spec))
     else:
         count = 0
-    stages = FrozenStages(model, count, compute, display) if count else None
+    stages = FrozenStages(model, count, compute, display, compile_=spec.compile) if count else None
     return Inputs(task, model.preprocessing, spec.workers, compute, stages)
 
 

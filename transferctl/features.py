@@ -53,16 +53,14 @@ def compute(
     *,
     workers: int,
     views: Views | None = None,
-    verify: bool = False,
 ) -> FeatureTable:
     """A table of the split, or of fixed random views of it. Only what the cache does not have is decoded and computed.
 
-    verify: read every file to see whether it changed. Raises BrokenSamples; DataError for a file that changes all the
-    time.
+    Raises BrokenSamples; DataError for a file that changes all the time.
     """
     memo = cache.memo()
     try:
-        digests = hashes.digests(split, memo, verify=verify)
+        digests = hashes.digests(split, memo, verify=cache.verify)
     finally:
         if memo:
             memo.close()
@@ -82,6 +80,7 @@ def _fill(
 ) -> None:
     if not len(missing):
         return
+    table.stages.prepare(len(missing))
     batches = loaders.view_batches(
         table.split, missing, views, task, table.stages.preprocessing, batch_size=COMPUTING_BATCH, workers=workers
     )

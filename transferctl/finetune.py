@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 from transferctl import (
     forgetting,
-    frozen,
+    frozenwork,
     heads,
     penalising,
     pipeline,
@@ -29,13 +29,11 @@ from transferctl.data import DomainData, Split
 from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.forgetting import Scored
-from transferctl.frozen import FrozenStages
 from transferctl.inputs import Inputs
-from transferctl.loaders import Views
 from transferctl.model import Original, TransferModel
 from transferctl.objective import DomainLoss, Objective
 from transferctl.runs import Run
-from transferctl.spec import HeadFirstSettings, SourceSettings, Spec
+from transferctl.spec import HeadFirstSettings, Spec
 from transferctl.training import Fitted
 
 
@@ -118,51 +116,8 @@ def _set_up(spec: Spec, runs_dir: Path, display: Display) -> _Setup:
     }
     model, task = start.model.place(compute), pipeline.task_of(spec)
     cache = open_cache(spec.cache, display.warn)
-    inputs = _inputs(spec, model, domains, task, compute, cache, display)
+    inputs = frozenwork.inputs(spec, model, domains, task, compute, cache, display)
     return _Setup(spec, model, start.origin, start.fresh_heads, domains, losses, task, compute, display, inputs, cache)
-
-
-def _inputs(
-    spec: Spec, model: TransferModel, domains: Mapping[str, DomainData], task: Task, compute: Compute, cache: Cache,
-    display: Display,
-) -> Inputs:  # fmt: skip
-    """What no epoch trains is computed once: ahead, for images that come again as they are, or without a graph."""
-    count = frozen.leading_of(model, spec.frozen_by_epoch().values(), pipeline.batchnorm(spec))
-    if not count:
-        return Inputs(task, model.preprocessing, spec.workers, compute)
-    stages = FrozenStages(model, count, compute, display)
-    inputs = Inputs(task, model.preprocessing, spec.workers, compute, stages)
-    splits = [split for data in domains.values() for split in data.splits()]
-    with pipeline.naming_all_broken(splits, spec, display):
-        for label, split, views in _seen_again(spec, domains, stages.last, display):
-            inputs.compute_ahead(split, label, cache, display, views=views)
-    return inputs
-
-
-def _seen_again(
-    spec: Spec, domains: Mapping[str, DomainData], last: str, display: Display
-) -> Iterator[tuple[str, Split, Views | None]]:
-    """The splits whose images come more than once as they are, or in fixed views."""
-    for domain, data in domains.items():
-        if len(data.val):
-            yield f"{domain}.val", data.val, None
-        settings = spec if domain == "target" else spec.source
-        assert settings is not None
-        augment = pipeline.augmentation(settings)
-        if isinstance(settings, SourceSettings) and not settings.rehearsal:
-            continue
-        if augment is None:
-            yield f"{domain}.train", data.train, None
-        elif augment.mixup or augment.cutmix:
-            display.note(f"{domain}.train: images are mixed, so the stages up to {last} run in every epoch")
-        elif augment.views:
-            views = Views(augment, augment.views, spec.seed, domain == "source")
-            yield f"{domain}.train", data.train, views
-        else:
-            display.note(
-                f"{domain}.train: augmented anew in every epoch, so the stages up to {last} run each time, without a "
-                "graph; augment.views: K would compute them for K fixed versions of each image"
-            )
 
 
 def _heads_first(setup: _Setup, settings: HeadFirstSettings, folder: Run) -> tuple[str, ...]:

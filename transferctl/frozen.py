@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transferctl import fusion, images
+from transferctl import compiling, fusion, images
 from transferctl.cache import Product
 from transferctl.contracts import Batch
 from transferctl.device import Compute
@@ -20,6 +20,7 @@ from transferctl.model import BatchNorm, TransferModel
 from transferctl.preprocess import Preprocessing, normalise
 
 CHUNK_PIXELS = 16 * 224 * 224  # measured on a CPU: ResNet-50 runs 178 images/s in sixteens, 95 in sixty-fours
+LEAST_CHUNKS = 50  # below that, finding out whether compiling pays would cost more than it could save
 LARGEST_ERROR = 0.1  # of fused against plain, ‖a − b‖/‖b‖; bf16 rounding alone makes a hundredth
 
 
@@ -44,15 +45,19 @@ class FrozenStages:
     """The first `count` stages of a model's backbone. With all of them the activations are `Features.pooled`: the last
     stage, which pools, then runs in fp32."""
 
-    def __init__(self, model: TransferModel, count: int, compute: Compute, display: Display):
+    def __init__(
+        self, model: TransferModel, count: int, compute: Compute, display: Display, *, compile_: str = "never"
+    ):
+        """compile_: whether `prepare` may compile them: auto, always or never."""
         stages = model.backbone.stages()
         assert 0 < count <= len(stages)
         self.count, self.last = count, stages[count - 1].name
-        self._model, self._compute, self._display = model, compute, display
+        self._model, self._compute, self._display, self._compile = model, compute, display, compile_
         self.is_whole = count == len(stages)
         self._dtype = torch.bfloat16 if compute.bf16 else torch.float32
-        plain = _Stages(model.backbone, count - self.is_whole)
-        self._net, self.is_fused = self._fastest(plain)
+        self._plain = _Stages(model.backbone, count - self.is_whole)
+        self._net, self.is_fused = self._fastest(self._plain)
+        self._compiled: tuple[torch.Size, compiling.Network] | None = None
         with torch.no_grad():
             blank = torch.zeros(1, 3, model.preprocessing.crop, model.preprocessing.crop, dtype=torch.uint8)
             shown = self(blank.to(compute.device))
@@ -75,13 +80,29 @@ class FrozenStages:
         with torch.no_grad(), torch.autocast(self._compute.device.type, torch.bfloat16, enabled=self._compute.bf16):
             return torch.cat([self._activations(part) for part in torch.split(inputs, size)])
 
+    def prepare(self, n_images: int) -> None:
+        """Compile the stages if so many images, which are still to be computed, make up for it; say so."""
+        side = self.preprocessing.crop
+        size = max(CHUNK_PIXELS // side**2, 1)
+        asked_for = self._compile == "always" or (self._compile == "auto" and n_images > LEAST_CHUNKS * size)
+        if self._compiled or not asked_for or self._compute.device.type != "cpu":
+            return
+        example = torch.zeros(size, 3, side, side).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad(), torch.autocast(self._compute.device.type, torch.bfloat16, enabled=self._compute.bf16):
+            network, why = compiling.decide(self._compile, n_images, self._plain, self._net, example)
+        if network:
+            self._compiled = example.shape, network
+        if why:
+            self._display.note(f"frozen stages: {why}")
+
     def of(self, batch: Batch) -> Batch:
         """The batch with activations in place of its images."""
         return replace(batch, inputs=self(batch.inputs.to(self._compute.device)), after=self.count)
 
     @cached_property
     def product(self) -> Product:
-        """What the activations of an image depend on, besides the image."""
+        """What the activations of an image depend on, besides the image. Compiled or not, the arithmetic is the same
+        but for the order of roundings, as between batch sizes."""
         arithmetic = f"{self._compute.device.type} {torch.backends.cpu.get_cpu_capability()}"
         if self._compute.device.type == "cuda":
             arithmetic = torch.cuda.get_device_name(self._compute.device)
@@ -104,7 +125,8 @@ class FrozenStages:
         x: Tensor = normalise(images, self._model.preprocessing)
         if self._compute.bf16:
             x = x.contiguous(memory_format=torch.channels_last)
-        x = self._net(x)
+        is_usual = self._compiled is not None and self._compiled[0] == x.shape
+        x = self._compiled[1](x) if self._compiled and is_usual else self._net(x)
         if not self.is_whole:
             return x.to(self._dtype)
         with torch.autocast(self._compute.device.type, enabled=False):

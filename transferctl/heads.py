@@ -32,7 +32,7 @@ def tables(
     display: Display,
 ) -> dict[str, FeatureTable]:  # fmt: skip
     """The features of each split, by its name. The backbone is in eval mode."""
-    stages = FrozenStages(model, len(model.backbone.stages()), compute, display)
+    stages = FrozenStages(model, len(model.backbone.stages()), compute, display, compile_=spec.compile)
     return {
         split.name: features.compute(
             stages, split, task, cache, display, workers=loaders.workers_for(spec.workers, split)

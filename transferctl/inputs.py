@@ -43,9 +43,7 @@ class Inputs:
         self._task, self._preprocessing, self._workers, self.compute = task, preprocessing, workers, compute
         self.stages, self.tables = stages, list[FeatureTable]()
 
-    def compute_ahead(
-        self, split: Split, label: str, cache: Cache, display: Display, *, views: Views | None, verify: bool = False
-    ) -> None:
+    def compute_ahead(self, split: Split, label: str, cache: Cache, display: Display, *, views: Views | None) -> None:
         """Make a table of the split, of all its views, unless there is no room for it, which is said."""
         assert self.stages is not None
         rows = len(split) * (views.number if views else 1)
@@ -60,7 +58,7 @@ class Inputs:
         self.tables.append(
             features.compute(
                 self.stages, split, self._task, cache, display, workers=loaders.workers_for(self._workers, split),
-                views=views, verify=verify,
+                views=views,
             )
         )  # fmt: skip
 
@@ -93,6 +91,8 @@ class Inputs:
         steps = loaders.training_steps([*beside, leader], batch_size, source_batch_size, epochs=epochs, seed=seed)
         n_steps = loaders.steps_per_epoch(len(leader), batch_size)
         n_samples = len(leader) + (n_steps * source_batch_size if beside else 0)
+        if self.stages and any(self._table(split) is None for split in domains.values()):
+            self.stages.prepare(epochs * n_samples)
         return Stream(self._batches(domains, steps, augment, seed), n_steps, n_samples)
 
     def _batches(

@@ -295,7 +295,11 @@ class Spec(TrainingSettings):
         "auto", description="auto, cpu, cuda, cuda:1 or mps."
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="Arithmetic of the backbone; auto = bf16 on GPUs that have it, else fp32."
+        "auto", description="Arithmetic of the backbone; auto = bf16 on GPUs and CPUs that have it, else fp32."
+    )
+    compile: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="torch.compile for frozen stages, on a CPU; auto = where the images to compute make up for it.",
     )
     workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = Field(
         "auto", description="Processes that decode images, 256 at most; 0 decodes in the main process."

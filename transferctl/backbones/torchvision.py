@@ -368,7 +368,7 @@ def _vit(net: Any) -> list[Stage]:
 
     def embed(images: Tensor) -> Tensor:
         patches = net._process_input(images)
-        tokens = torch.cat([net.class_token.expand(len(patches), -1, -1), patches], dim=1)
+        tokens = torch.cat([net.class_token.expand(patches.shape[0], -1, -1), patches], dim=1)
         return encoder.dropout(tokens + encoder.pos_embedding)  # type: ignore[no-any-return]
 
     layers = [f"encoder.layers.{name}" for name, _ in encoder.layers.named_children()]
