@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from transferctl import entries, rows, shards, sizes, store
-from transferctl.cache import Cache, Product, open_cache
-from transferctl.cachesettings import CacheSettings
+from transferctl import sizes
+from transferctl.cache import Cache, Product, entries, open_cache, rows, shards, store
+from transferctl.cache.settings import CacheSettings
 from transferctl.errors import ResourceError, SpecError
 
 ROW_BYTES = 24
@@ -143,7 +143,7 @@ def test_keys_that_agree_in_their_first_bytes_are_told_apart(root: Path) -> None
 
 
 def test_the_index_agrees_with_a_dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transferctl import keyindex
+    from transferctl.cache import keyindex
 
     monkeypatch.setattr(keyindex, "CHUNK", 7)
     drawn = np.random.default_rng(3).integers(0, 40, 200).tolist()
@@ -368,7 +368,7 @@ import sys, time
 from pathlib import Path
 import numpy as np
 sys.path.insert(0, sys.argv[2])
-from transferctl import shards
+from transferctl.cache import shards
 shards.SHARD_ROWS = 4
 from test_cache import PRODUCT, keys_of, values_of
 from transferctl.cache import Cache

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from transferctl import entries, yamlfile
-from transferctl.cache import Cache, Product
+from transferctl import yamlfile
+from transferctl.cache import Cache, Product, entries
 from transferctl.cli import app
 
 Invoke = Callable[..., tuple[int, dict[str, Any]]]

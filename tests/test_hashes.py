@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from transferctl import data, hashes, plugins
-from transferctl.cache import Cache
+from transferctl import data, plugins
+from transferctl.cache import Cache, hashes
+from transferctl.cache.hashes import Memo, digests, open_memo
 from transferctl.data import Split
 from transferctl.errors import DataError
-from transferctl.hashes import Memo, digests, open_memo
 from transferctl.images import ImageFiles
 
 LIMIT = 10**9
@@ -293,5 +293,5 @@ def test_a_memo_that_has_grown_past_its_part_of_the_limit_begins_anew(
 
 def test_hashing_needs_no_torch() -> None:
 
-    code = "import sys; from transferctl import cache, hashes; assert not {'torch', 'sklearn'} & set(sys.modules)"
+    code = "import sys; from transferctl.cache import hashes; assert not {'torch', 'sklearn'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,13 +8,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from transferctl import entries
+from transferctl.cache import entries
+from transferctl.cache.entries import Entry
+from transferctl.cache.shards import FORMAT, Damaged, Unreadable, manifests, read_manifest, remove_leftovers
+from transferctl.cache.store import total_bytes
 from transferctl.display import Display
-from transferctl.entries import Entry
 from transferctl.errors import CheckpointError, Problem, SpecError
-from transferctl.shards import FORMAT, Damaged, Unreadable, manifests, read_manifest, remove_leftovers
 from transferctl.sizes import LIMIT, in_words
-from transferctl.store import total_bytes
 from transferctl.wording import counted, printable
 
 SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transferctl import hashes, loaders, scratch
-from transferctl.cache import Cache, Rows
+from transferctl import loaders, scratch
+from transferctl.cache import Cache, Rows, hashes
 from transferctl.contracts import Batch, Task
 from transferctl.data import Split
 from transferctl.display import Display

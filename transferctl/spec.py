@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from transferctl import plugins
-from transferctl.cachesettings import CacheSettings, cache_shorthand
+from transferctl.cache.settings import CacheSettings, cache_shorthand
 from transferctl.settings import DataSettings, InputPath, PenaltySettings, Settings, Text, across, as_mapping, of_kind
 from transferctl.trainsettings import AugmentSettings, HeadTrainingSettings, TrainingSettings
 

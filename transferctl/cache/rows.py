@@ -12,10 +12,10 @@ from typing import Self
 import numpy as np
 
 from transferctl import scratch
+from transferctl.cache.keyindex import KeyIndex, chunks
+from transferctl.cache.shards import Damaged, ShardWriter
+from transferctl.cache.store import OpenEntry
 from transferctl.errors import ResourceError
-from transferctl.keyindex import KeyIndex, chunks
-from transferctl.shards import Damaged, ShardWriter
-from transferctl.store import OpenEntry
 
 SHARD_SHIFT = 32  # a place: the shard's number above, the row in it below
 

@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transferctl.errors import Problem, SpecError
-from transferctl.shards import (
+from transferctl.cache.shards import (
     FORMAT,
     NAME,
     Damaged,
@@ -31,6 +30,7 @@ from transferctl.shards import (
     read_manifest,
     write_json,
 )
+from transferctl.errors import Problem, SpecError
 from transferctl.wording import printable
 
 LOCK, DESCRIPTION = "lock", "entry.json"

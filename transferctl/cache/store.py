@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transferctl import entries
-from transferctl.shards import (
+from transferctl.cache import entries
+from transferctl.cache.shards import (
     FORMAT,
     KEY_BYTES,
     Damaged,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from transferctl import scratch
-from transferctl.shards import KEY_BYTES
+from transferctl.cache.shards import KEY_BYTES
 
 CHUNK = 1 << 16  # samples at a time: what is computed of them lies in memory
 

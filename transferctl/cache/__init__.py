@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from transferctl import entries
-from transferctl.rows import Rows
-from transferctl.shards import FORMAT
-from transferctl.store import OpenEntry, Product, disk_room, lacking, total_bytes
+from transferctl.cache import entries
+from transferctl.cache.rows import Rows
+from transferctl.cache.shards import FORMAT
+from transferctl.cache.store import OpenEntry, Product, disk_room, lacking, total_bytes
 from transferctl.wording import counted, printable
 
 if TYPE_CHECKING:
-    from transferctl.cachesettings import CacheSettings
-    from transferctl.hashes import Memo
+    from transferctl.cache.hashes import Memo
+    from transferctl.cache.settings import CacheSettings
 
 __all__ = ["Cache", "Product", "Rows", "open_cache"]
 
@@ -58,7 +58,7 @@ class Cache:
 
     def memo(self) -> Memo | None:
         """Digests of files from earlier runs. None where none can be kept."""
-        from transferctl.hashes import open_memo
+        from transferctl.cache.hashes import open_memo
 
         return open_memo(self.root, self.limit) if self.root else None
 
