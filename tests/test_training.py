@@ -199,6 +199,9 @@ class _Table:
         return len(self.labels)
 
     def batch(self, positions: np.ndarray, domain: str = "target") -> Batch:
+        return self.unnamed(positions)
+
+    def unnamed(self, positions: np.ndarray) -> Batch:
         return Batch(self.pooled[positions], self.labels[positions], after=2)
 
 

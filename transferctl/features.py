@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,11 +37,15 @@ class FeatureTable:
 
     def batch(self, positions: np.ndarray, domain: str = "target", view: np.ndarray | int = 0) -> Batch:
         """positions: [n] in the split; view: of each."""
-        read = self.rows.read(np.asarray(view, np.int64) * len(self.split) + positions)
-        labels = torch.from_numpy(self.split.labels[positions].astype(np.int64))
         names = tuple(map(self.split.sample_name, positions.tolist()))
         n_source = len(positions) if domain == "source" else 0
-        return Batch(_from_rows(read, self.stages), labels, n_source, names, after=self.stages.count)
+        return replace(self.unnamed(positions, view), n_source=n_source, names=names)
+
+    def unnamed(self, positions: np.ndarray, view: np.ndarray | int = 0) -> Batch:
+        """Where no message will name a sample: to look the names up would take longer than to read the rows."""
+        read = self.rows.read(np.asarray(view, np.int64) * len(self.split) + positions)
+        labels = torch.from_numpy(self.split.labels[positions].astype(np.int64))
+        return Batch(_from_rows(read, self.stages), labels, after=self.stages.count)
 
 
 def compute(
@@ -149,4 +153,4 @@ def training_stream(table: FeatureTable, *, batch_size: int, epochs: int, seed: 
 def evaluation_batches(table: FeatureTable, batch_size: int = 4096) -> Iterator[Batch]:
     """In the split's order, once."""
     for start in range(0, len(table), batch_size):
-        yield table.batch(np.arange(start, min(start + batch_size, len(table))))
+        yield table.unnamed(np.arange(start, min(start + batch_size, len(table))))
