@@ -90,22 +90,47 @@ def test_a_plugin_writes_nothing_to_the_terminal(name: str) -> None:
         "errors.py",
         "display.py",
         "cachecommands.py",
-        "cache.py",
-        "hashes.py",
+        "cache/cache.py",
+        "cache/hashes.py",
     ],
 )
 def test_start_up_imports_no_torch(name: str) -> None:
     """Neither do the modules that these import, followed through the package."""
-    seen, waiting = set(), [name]
+    seen = _followed(name)
+    assert name in seen and not {root for file in seen for root in _roots(file)} & {"torch", "torchvision", "sklearn"}
+
+
+@pytest.mark.parametrize("name", ["cli.py", "spec.py", "cachecommands.py"])
+def test_what_answers_at_once_imports_no_numpy(name: str) -> None:
+    assert "numpy" not in {root for file in _followed(name) for root in _roots(file)}
+
+
+def test_what_is_imported_is_followed_into_folders() -> None:
+    assert {"cache/__init__.py", "cache/settings.py"} <= _followed("spec.py")
+    assert {"cache/rows.py", "cache/store.py"} <= _followed("cache/cache.py")
+
+
+def _roots(file: str) -> set[str]:
+    return {item.split(".")[0] for item in imports(file, module_level_only=True)}
+
+
+def _followed(name: str) -> set[str]:
+    """name and what it imports of the package as it starts, to the end."""
+    seen: set[str] = set()
+    waiting = [name]
     while waiting:
-        file = waiting.pop()
-        if file in seen:
-            continue
-        seen.add(file)
-        imported = imports(file, module_level_only=True)
-        assert not {item.split(".")[0] for item in imported} & {"torch", "torchvision", "sklearn"}, file
-        waiting += [f"{part}.py" for part in own_parts(imported) if f"{part}.py" in SOURCES]
-    assert name in seen
+        if (file := waiting.pop()) not in seen:
+            seen.add(file)
+            waiting += [found for item in imports(file, module_level_only=True) for found in _files_of(item)]
+    return seen
+
+
+def _files_of(imported: str) -> Iterator[str]:
+    """transferctl.a.b -> a/__init__.py and a/b.py or a.py, whichever there are."""
+    parts = imported.split(".")[1:] if imported.startswith("transferctl.") else []
+    for n in range(1, len(parts) + 1):
+        path = "/".join(parts[:n])
+        yield from (found for found in (f"{path}.py", f"{path}/__init__.py") if found in SOURCES)
 
 
 @pytest.mark.parametrize("name", sorted(set(CORE) - {"cli.py", "__main__.py"}))

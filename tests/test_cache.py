@@ -21,8 +21,10 @@ import numpy as np
 import pytest
 
 from transferctl import sizes
-from transferctl.cache import Cache, Product, entries, open_cache, rows, shards, store
+from transferctl.cache import entries, rows, shards, store
+from transferctl.cache.cache import Cache, open_cache
 from transferctl.cache.settings import CacheSettings
+from transferctl.cache.store import Product
 from transferctl.errors import ResourceError, SpecError
 
 ROW_BYTES = 24
@@ -371,7 +373,7 @@ sys.path.insert(0, sys.argv[2])
 from transferctl.cache import shards
 shards.SHARD_ROWS = 4
 from test_cache import PRODUCT, keys_of, values_of
-from transferctl.cache import Cache
+from transferctl.cache.cache import Cache
 found = Cache(Path(sys.argv[1]), 10**9, print).rows(PRODUCT, keys_of(*range(100)))
 for i in range(10):
     found.add(np.array([i]), keys_of(i), values_of(i))

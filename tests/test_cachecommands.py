@@ -16,7 +16,9 @@ import pytest
 from typer.testing import CliRunner
 
 from transferctl import yamlfile
-from transferctl.cache import Cache, Product, entries
+from transferctl.cache import entries
+from transferctl.cache.cache import Cache
+from transferctl.cache.store import Product
 from transferctl.cli import app
 
 Invoke = Callable[..., tuple[int, dict[str, Any]]]

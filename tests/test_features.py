@@ -13,7 +13,7 @@ from PIL import Image
 
 from transferctl import features
 from transferctl.backbones import torchvision as plugin
-from transferctl.cache import Cache
+from transferctl.cache.cache import Cache
 from transferctl.contracts import Batch
 from transferctl.data import Split
 from transferctl.datasets import folder

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from transferctl import data, plugins
-from transferctl.cache import Cache, hashes
+from transferctl.cache import hashes
+from transferctl.cache.cache import Cache
 from transferctl.cache.hashes import Memo, digests, open_memo
 from transferctl.data import Split
 from transferctl.errors import DataError

@@ -22,7 +22,7 @@ from transferctl import (
     scratch,
     starting,
 )
-from transferctl.cache import open_cache
+from transferctl.cache.cache import open_cache
 from transferctl.data import DomainData
 from transferctl.display import Display
 from transferctl.errors import DataError, TransferctlError

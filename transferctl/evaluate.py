@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from transferctl import checkpoint, evaldata, forgetting, frozen, gates, pipeline, results, runs, scoring, yamlfile
-from transferctl.cache import open_cache
+from transferctl.cache.cache import open_cache
 from transferctl.checkpoint import Checkpoint
 from transferctl.contracts import Task
 from transferctl.data import Split

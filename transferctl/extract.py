@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transferctl import baseline, features, heads, pipeline, plan, pretrain, results, runs, scoring, yamlfile
-from transferctl.cache import open_cache
+from transferctl.cache.cache import open_cache
 from transferctl.display import Display
 from transferctl.model import BatchNorm, TransferModel
 from transferctl.runs import Run

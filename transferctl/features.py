@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from transferctl import loaders, scratch
-from transferctl.cache import Cache, Rows, hashes
+from transferctl.cache import hashes
+from transferctl.cache.cache import Cache
+from transferctl.cache.rows import Rows
 from transferctl.contracts import Batch, Task
 from transferctl.data import Split
 from transferctl.display import Display

@@ -23,7 +23,7 @@ from transferctl import (
     training,
     yamlfile,
 )
-from transferctl.cache import Cache, open_cache
+from transferctl.cache.cache import Cache, open_cache
 from transferctl.contracts import Task
 from transferctl.data import DomainData, Split
 from transferctl.device import Compute

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from transferctl import compiling, fusion, images
-from transferctl.cache import Product
+from transferctl.cache.store import Product
 from transferctl.contracts import Batch
 from transferctl.device import Compute
 from transferctl.display import Display

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from transferctl import frozen, pipeline
-from transferctl.cache import Cache
+from transferctl.cache.cache import Cache
 from transferctl.contracts import Task
 from transferctl.data import DomainData, Split
 from transferctl.device import Compute

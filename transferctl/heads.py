@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from transferctl import crossvalidation, features, loaders, pipeline, probe, results, scoring, training
-from transferctl.cache import Cache
+from transferctl.cache.cache import Cache
 from transferctl.contracts import Task
 from transferctl.crossvalidation import Score
 from transferctl.data import Split

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from transferctl import features, loaders
-from transferctl.cache import Cache
+from transferctl.cache.cache import Cache
 from transferctl.contracts import Batch, Mixed, Task
 from transferctl.data import Split
 from transferctl.device import Compute

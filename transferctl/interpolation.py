@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from transferctl import checkpoint, evaldata, evaluate, forgetting, gates, pipeline, plots, results, runs
-from transferctl.cache import open_cache
+from transferctl.cache.cache import open_cache
 from transferctl.checkpoint import Checkpoint
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, Problem, SpecError

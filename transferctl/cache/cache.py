@@ -1,0 +1,84 @@
+"""The cache as runs use it: rows of a product by sample, within a limit, or temporary where nothing can be kept."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from transferctl.cache import entries
+from transferctl.cache.rows import Rows
+from transferctl.cache.shards import FORMAT
+from transferctl.cache.store import OpenEntry, Product, disk_room, lacking, total_bytes
+from transferctl.wording import counted, printable
+
+if TYPE_CHECKING:
+    from transferctl.cache.hashes import Memo
+    from transferctl.cache.settings import CacheSettings
+
+
+class Cache:
+    """root: the folder; None keeps rows in temporary files alone. limit: bytes that it may take. verify: whether files
+    are read to see whether they changed. warn: tells people what went wrong, each thing once."""
+
+    def __init__(self, root: Path | None, limit: int, warn: Callable[[str], None], *, verify: bool = False):
+        self.root, self.limit, self.verify, self._warn = root, limit, verify, warn
+        self._said: set[str] = set()
+
+    def rows(self, product: Product, keys: np.ndarray) -> Rows:
+        """keys: uint8 [n, 32], one a sample, zeros for one that has none. Raises OSError where the temporary folder
+        is full."""
+        entry = OpenEntry(self.root, self.limit, product, self._say) if self.root else None
+        try:
+            return Rows(product.row_bytes, keys, entry, self._give_up)
+        except BaseException:
+            if entry:
+                entry.close()
+            raise
+
+    def room_for(self, n_bytes: int) -> bool:
+        """Whether the limit and the disk allow so many more bytes, once all is removed that is not in use."""
+        try:
+            if self.root is None:
+                return n_bytes <= disk_room(Path(tempfile.gettempdir()))
+            kept, found = total_bytes(self.root)
+            lack = lacking(self.root, self.limit, n_bytes, kept)
+            return not lack or lack <= sum(entry.bytes for entry in found if entries.is_free(entry))
+        except OSError:
+            return False
+
+    def memo(self) -> Memo | None:
+        """Digests of files from earlier runs. None where none can be kept."""
+        from transferctl.cache.hashes import open_memo
+
+        return open_memo(self.root, self.limit) if self.root else None
+
+    def _say(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._warn(text)
+
+    def _give_up(self, error: OSError) -> None:
+        why = error.strerror or str(error)
+        self._say(
+            f"{printable(str(self.root))}: the cache takes no more: {why}; the rest is kept in "
+            f"{printable(tempfile.gettempdir())} until the run ends; make room, raise cache.limit, or name another "
+            "folder as cache.path"
+        )
+
+
+def open_cache(settings: CacheSettings, warn: Callable[[str], None]) -> Cache:
+    """Raises SpecError where its folder is no folder."""
+    if settings.path == "none":
+        return Cache(None, settings.limit, warn, verify=settings.verify)
+    root = entries.root_of(settings.path)
+    if others := [entry for entry in entries.found(root) if entry.format != FORMAT]:
+        entries_, formats = counted(len(others), "entry" if len(others) == 1 else "entrie"), others[0].format
+        warn(
+            f"{printable(str(root))}: {entries_} of cache format {formats}, which this version does not read; they "
+            "count towards cache.limit, and are removed first"
+        )
+    return Cache(root, settings.limit, warn, verify=settings.verify)
