@@ -247,7 +247,7 @@ def test_beside_a_gpu_workers_are_started_where_files_are_decoded_and_there_are_
     settings = digits.Settings(dataset="digits")
     in_memory = data.load_domain(settings, settings, None, 0, domain="target").train
     assert not any(loaders.workers_for("auto", split) for split in (few, many, in_memory))
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
     assert [loaders.workers_for("auto", split) > 0 for split in (few, many, in_memory)] == [False, True, False]
     assert loaders.workers_for(3, few) == 3
 

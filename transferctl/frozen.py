@@ -97,7 +97,8 @@ class FrozenStages:
 
     def of(self, batch: Batch) -> Batch:
         """The batch with activations in place of its images."""
-        return replace(batch, inputs=self(batch.inputs.to(self._compute.device)), after=self.count)
+        moved = batch.to(self._compute.device)
+        return replace(moved, inputs=self(moved.inputs), after=self.count)
 
     @cached_property
     def product(self) -> Product:

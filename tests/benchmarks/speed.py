@@ -5,6 +5,7 @@
     python tests/benchmarks/speed.py OUT --quick            (a few minutes: to try the script; its figures say nothing)
     python tests/benchmarks/speed.py OUT --full             (every training run to its end: most of a day)
 
+Given the OUT of an earlier session it goes on there: whole turns and seeds that OUT/speed.json has are not run again.
 Ends with OUT/speed.json (every raw timing), OUT/speed.md, and the same table on the terminal. Jobs: 2,000 training and
 400 validation photographs, ResNet-50, 224 pixels, 10 epochs, batches of 32, validated each epoch; material.py says what
 the images and the weights are, contenders.py what transferctl is measured against. All get the same files, weights,
@@ -65,6 +66,20 @@ class Session:
     whole: bool
     seen: list[dict[str, Any]] = field(default_factory=list)
 
+    def resume(self, jobs: list[Job]) -> None:
+        """Take up the turns and seeds of an earlier session that had come to their end."""
+        written = self.out / "speed.json"
+        rows = json.loads(written.read_text(encoding="utf-8")) if written.exists() else []
+        last = {(job.name, contenders_of(job)[-1]) for job in jobs}  # what each job ends with
+        for kind, also in (("time", "machine"), ("accuracy", "accuracy")):
+            for turn in {row["turn"] for row in rows}:
+                of_turn = [row for row in rows if row["turn"] == turn and row["kind"] in (kind, also)]
+                if last <= {(row["job"], row["run"]) for row in of_turn}:
+                    self.seen += of_turn
+
+    def has(self, kind: str, turn: int) -> bool:
+        return any((row["kind"], row["turn"]) == (kind, turn) for row in self.seen)
+
     def add(self, row: dict[str, Any]) -> None:
         self.seen.append(row)
         seconds = f"{row['seconds']:.1f} s" + (" ~" if row["estimated"] else "") if "seconds" in row else ""
@@ -96,10 +111,13 @@ def main() -> None:
         cheap = Sizes("resnet18", small, 73, 64, 400, 6)
     jobs = [job for job in JOBS if job.name in (arguments.jobs or [job.name for job in JOBS])]
     repeats = 1 if arguments.quick else 3
+    session.resume(jobs)
     for turn in range(arguments.turns or repeats):
-        _take_turn(session, jobs, sizes, turn)
+        if not session.has("time", turn):
+            _take_turn(session, jobs, sizes, turn)
     for seed in range(arguments.seeds or repeats):
-        _score(session, jobs, cheap, seed)
+        if not session.has("accuracy", seed):
+            _score(session, jobs, cheap, seed)
     table = report.table(session.seen, {job.name: job.bar for job in JOBS}, CONTENDERS)
     (session.out / "speed.md").write_text(table, encoding="utf-8")
     print(table)

@@ -1,0 +1,55 @@
+"""What a CUDA GPU computes, where there is one: the same as the CPU, within what TF32 rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from transferctl.contracts import Batch
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
+
+Call = Callable[..., dict[str, Any]]
+
+
+def _weights(answer: dict[str, Any]) -> torch.Tensor:
+    tensors = load_file(Path(answer["run"]) / "checkpoints" / "last" / "model.safetensors")
+    return torch.cat([tensor.float().flatten() for tensor in tensors.values()])
+
+
+def _run(call: Call, verb: str, spec: Path, *settings: str) -> torch.Tensor:
+    words = [word for setting in settings for word in ("--set", setting)]
+    return _weights(call(verb, spec, *words, "--runs-dir", spec.parent / "runs"))
+
+
+@pytest.mark.parametrize(
+    ("verb", "settings"),
+    [
+        ("extract", []),
+        ("extract", ["head={solver: lbfgs}"]),
+        ("finetune", ["frozen=layer3", "augment=none"]),
+        ("finetune", ["frozen=layer3"]),
+        ("finetune", ["frozen=none"]),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_weights_end_where_those_of_the_cpu_do(
+    verb: str, settings: list[str], workers: int, spec: Path, call: Call
+) -> None:
+    shared = [*settings, "precision=fp32", "optimizer.lr=0.01", f"workers={workers}"]
+    on_cpu = _run(call, verb, spec, *shared, "device=cpu")
+    on_gpu = _run(call, verb, spec, *shared, "device=cuda")
+    assert float((on_gpu - on_cpu).norm() / on_cpu.norm()) < 0.01
+
+
+def test_a_batch_is_pinned_and_fetched() -> None:
+    batch = Batch(torch.arange(12, dtype=torch.uint8).view(1, 3, 2, 2), torch.tensor([1]), names=("a",))
+    pinned = batch.pin_memory()
+    assert pinned.inputs.is_pinned() and pinned.labels.is_pinned() and pinned.names == ("a",)
+    moved = pinned.to(torch.device("cuda"))
+    assert moved.inputs.is_cuda and torch.equal(moved.inputs.cpu(), batch.inputs)
