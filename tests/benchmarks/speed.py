@@ -2,8 +2,8 @@
 
     export TRANSFERCTL_REAL_DATA=…                          (the folder with ants-bees, tiny-imagenet-mini and weights)
     python tests/benchmarks/speed.py OUT                    (about 40 minutes on two quiet cores; --turns 2: 30)
-    python tests/benchmarks/speed.py OUT --quick            (a few minutes: to try the script; its figures say nothing)
-    python tests/benchmarks/speed.py OUT --full             (every training run to its end: most of a day)
+    python tests/benchmarks/speed.py OUT --quick            (a few minutes, into OUT/quick: to try the script; its figures say nothing)
+    python tests/benchmarks/speed.py OUT --full             (into OUT/full: every training run to its end, most of a day)
 
 Given the OUT of an earlier session it goes on there: whole turns and seeds that OUT/speed.json has are not run again.
 Ends with OUT/speed.json (every raw timing), OUT/speed.md, and the same table on the terminal. Jobs: 2,000 training and
@@ -99,8 +99,10 @@ def main() -> None:
     if "TRANSFERCTL_REAL_DATA" not in os.environ:
         parser.error("set TRANSFERCTL_REAL_DATA to the folder that holds ants-bees and tiny-imagenet-mini")
     data = Path(os.environ["TRANSFERCTL_REAL_DATA"]).resolve()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    session = Session(arguments.out.resolve(), data, arguments.full)
+    apart = "quick" if arguments.quick else "full" if arguments.full else ""  # what would not go on from the other
+    out = (arguments.out / apart).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    session = Session(out, data, arguments.full)
     small = data / "resnet18-tinyimagenet.pth"
     if arguments.quick:
         sizes = Sizes("resnet18", small, 110, 96, 160, 3, divisor=5)
