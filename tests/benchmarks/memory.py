@@ -156,30 +156,35 @@ def _work(job: str, folder: str, workers: int) -> None:
     """What a process of the benchmark does, after the imports that every verb has."""
     from dataclasses import replace
 
-    from transferctl import data, loaders
+    import torch
+
+    from transferctl import data
     from transferctl.datasets.folder import Settings
+    from transferctl.device import Compute
+    from transferctl.inputs import Inputs
     from transferctl.preprocess import Preprocessing
     from transferctl.tasks import classification
     from transferctl.trainsettings import AugmentSettings
 
-    domain = data.load_domain(Settings(path=folder), 0.2, None, 0, domain="target")
-    preprocessing = Preprocessing(72, 64)
+    domain = data.load_domain(Settings(path=Path(folder)), 0.2, None, 0, domain="target")
+    inputs = Inputs(classification, Preprocessing(72, 64), workers, Compute(torch.device("cpu"), bf16=False, reason=""))
     if job == "list":
         for split in domain.splits():
             split.fingerprint()
     elif job == "score":
         _score(replace(domain, train=domain.val, val=domain.train))
     elif job == "evaluate":
-        batches = loaders.evaluation_batches(
-            domain.train, classification, preprocessing, batch_size=BATCH_SIZE, workers=workers
-        )
-        _take(batches)
+        _take(inputs.scoring_batches(domain.train, BATCH_SIZE))
     else:
-        stream = loaders.training_stream(
-            replace(domain.train, balanced=job == "balanced"), domain.train, classification, preprocessing,
-            {"target": AugmentSettings(), "source": None}, batch_size=BATCH_SIZE, source_batch_size=BATCH_SIZE,
-            epochs=2, seed=0, workers=workers,
-        )  # fmt: skip
+        stream = inputs.training_stream(
+            replace(domain.train, balanced=job == "balanced"),
+            domain.train,
+            {"target": AugmentSettings(), "source": None},
+            batch_size=BATCH_SIZE,
+            source_batch_size=BATCH_SIZE,
+            epochs=2,
+            seed=0,
+        )
         _take(stream.batches)
 
 
