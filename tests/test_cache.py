@@ -145,9 +145,10 @@ def test_keys_that_agree_in_their_first_bytes_are_told_apart(root: Path) -> None
 
 
 def test_the_index_agrees_with_a_dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transferctl import scratch
     from transferctl.cache import keyindex
 
-    monkeypatch.setattr(keyindex, "CHUNK", 7)
+    monkeypatch.setattr(scratch, "PIECE", 7)
     drawn = np.random.default_rng(3).integers(0, 40, 200).tolist()
     index = keyindex.KeyIndex(keys_of(*drawn))
     first: dict[int, int] = {}
@@ -478,17 +479,58 @@ def test_a_limit_that_is_reached_on_the_way_leaves_what_was_kept_and_reads_all(r
 
 
 def test_room_is_judged_with_what_could_be_removed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    a = products("a")[0]
+    a, b = products("a", "b")
     cache = Folder(root, 150_000).cache
-    assert cache.room_for(140_000) and not cache.room_for(160_000)
+    assert cache.room_for(b, 140_000) and not cache.room_for(b, 160_000)
     Folder(root, 150_000).fill(*range(100), product=a)
-    assert cache.room_for(140_000)
+    assert cache.room_for(b, 140_000)
+    assert not cache.room_for(a, 140_000), "what it has of the same product is not removed for it"
+    assert cache.bytes_of(a) > 100_000 and cache.bytes_of(b) == 0
     with cache.rows(a, keys_of(0)):
-        assert not cache.room_for(140_000) and cache.room_for(20_000)
+        assert not cache.room_for(b, 140_000) and cache.room_for(b, 20_000) and cache.room_for(b, 0)
     assert [entry.title for entry in entries.found(root)] == ["a"]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 10**12 - 2**30, 2**30))
-    assert not cache.room_for(120_000)  # less than the margin is free; 103 kB could be removed
-    assert not Cache(None, LIMIT, print).room_for(1)
+    assert not cache.room_for(b, 120_000)  # less than the margin is free; 103 kB could be removed
+    assert not Cache(None, LIMIT, print).room_for(b, 1)
+
+
+def test_a_lock_that_was_removed_and_made_anew_protects_as_the_new_one(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that waits at the old lock file must not take its lock for the entry's."""
+    Folder(root).fill(1)
+    (entry,) = entries.found(root)
+    flock, using = fcntl.flock, list[int | None]()
+
+    def meanwhile(file: Any, how: int) -> None:
+        if how & fcntl.LOCK_EX and not using:
+            (entry.folder / "lock").unlink()
+            using.append(None)
+            using[0] = entries.use(entry.folder, create=True)
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", meanwhile)
+    assert not entries.remove(entry)
+    assert Folder(root).fill(1) == []
+
+
+def test_an_entry_whose_lock_is_gone_is_still_found(root: Path) -> None:
+    Folder(root).fill(1, 2)
+    (entry_folder(root) / "lock").unlink()
+    assert Folder(root).fill(1, 2) == []
+
+
+def test_a_shard_is_finished_after_a_while_so_that_a_kill_costs_no_more(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Folder(root).cache.rows(PRODUCT, keys_of(1, 2, 3)) as found:
+        found.add(np.array([0]), keys_of(1), values_of(1))
+        assert len(files(root, "*.json")) == 1  # entry.json
+        monkeypatch.setattr(rows, "SHARD_S", 0.0)
+        found.add(np.array([1]), keys_of(2), values_of(2))
+        assert len(files(root, "*-*.json")) == 1, "both are safe"
+        assert np.array_equal(found.read(np.array([1, 0])), values_of(2, 1))
+    assert Folder(root).fill(1, 2) == []
 
 
 # -- where it cannot be written -----------------------------------------------------------------------
@@ -681,8 +723,7 @@ def test_entries_of_another_version_are_said_counted_and_removed_first(
     warnings: list[str] = []
     cache = open_cache(CacheSettings(path=root, limit=300_000), warnings.append)
     assert warnings == [
-        f"{root}: 1 entry of cache format 7, which this version does not read; they count towards cache.limit, and "
-        "are removed first"
+        f"{root}: 1 entry of cache format 7, not read by this version: counted towards cache.limit, removed first"
     ]
     with cache.rows(newest, keys_of(*range(100))) as found:
         found.add(np.arange(100), keys_of(*range(100)), values_of(*range(100), row_bytes=1000))
@@ -731,6 +772,13 @@ def test_a_cache_that_is_a_file_is_a_fault_of_the_spec(tmp_path: Path, monkeypat
 def test_sizes_are_read_as_they_are_written(text: str, size: int) -> None:
     assert sizes.parse(text) == size == CacheSettings.model_validate({"limit": text}).limit
     assert sizes.parse(sizes.in_words(size)) == pytest.approx(size, rel=0.04)
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [(999_960_000, "1 GB"), (999_940_000, "999.9 MB"), (999, "999 B"), (0, "0 B")]
+)
+def test_sizes_are_said_in_the_unit_that_they_round_to(size: int, words: str) -> None:
+    assert sizes.in_words(size) == words
 
 
 @pytest.mark.parametrize("text", ["", "GB", "20", "-1GB", "20 XB", "20GBs", "1e3GB"])

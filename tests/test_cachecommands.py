@@ -89,6 +89,21 @@ def test_verify_removes_what_is_damaged_and_exits_4(filled: Path, invoke: Invoke
     assert [entry["rows"] for entry in invoke("cache", "list")[1]["entries"]] == [50, 0]
 
 
+def test_verify_says_where_a_damaged_shard_may_not_be_removed(
+    filled: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shard,) = folder_of(filled, "vgg16").glob("*.rows")
+    shard.write_bytes(b"\1" + shard.read_bytes()[1:])
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    code, answer = invoke("cache", "verify")
+    assert code == 4 and "it may not be removed by this user" in answer["damaged"][0]
+    assert shard.exists()
+
+
 def test_clear_removes_all_of_ours(filled: Path, invoke: Invoke) -> None:
     (filled / "digests.sqlite").write_bytes(b"memo")
     (filled / "notes.txt").write_text("foreign")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from transferctl.frozen import FrozenStages
 from transferctl.model import TransferModel
 from transferctl.preprocess import Preprocessing
 
-EXAMPLE = torch.zeros(4, 3, 8, 8)
+EXAMPLE = torch.ones(4, 3, 8, 8)
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
 
 
 def decided(asked: str, n_images: int) -> compiling.Decision:
-    return compiling.decide(asked, n_images, nn.ReLU(), nn.ReLU(), EXAMPLE)
+    return compiling.decide(asked, n_images, nn.ReLU(), nn.ReLU(), EXAMPLE, largest_error=10.0)
 
 
 def test_it_compiles_where_the_images_make_up_for_it(rates: Callable[[float, float], None]) -> None:
@@ -69,23 +70,73 @@ def stages_of(compile_: str) -> FrozenStages:
     return FrozenStages(model, 4, cpu, Display(as_json=True), compile_=compile_)
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-def test_compiled_stages_compute_what_fused_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frozen, "CHUNK_PIXELS", 4 * 32 * 32)
-    ran: list[int] = []
+def test_what_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "_compiled", lambda *_: lambda x: 1.01 * x)
+    network, why = compiling.decide("always", 1, nn.ReLU(), nn.ReLU(), EXAMPLE, largest_error=0.001)
+    assert network is None and "off by 1.0%" in why
 
-    def decide(asked: str, n_images: int, plain: nn.Module, fused: Any, example: Tensor) -> compiling.Decision:
-        network = compiling._compiled(plain, example)
-        return compiling.Decision(lambda x: ran.append(len(x)) or network(x), "compiled")
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_stages_compute_what_fused_ones_do_and_all_of_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Batches of 6 in chunks of 4: what is left over is filled up if it is at least half a chunk."""
+    monkeypatch.setattr(frozen, "CHUNK_PIXELS", 4 * 32 * 32)
+    monkeypatch.setattr(
+        compiling, "_images_per_second", lambda network, _: 2.0 if isinstance(network, Counted) else 1.0
+    )
+    compile_ = compiling._compiled
+    monkeypatch.setattr(compiling, "_compiled", lambda plain, example: Counted(compile_(plain, example)))
+    stages, images = stages_of("always"), torch.arange(7 * 3 * 32 * 32).reshape(7, 3, 32, 32).to(torch.uint8)
+    with torch.inference_mode():
+        before = stages(images)
+    key = stages.product.key
+    stages.prepare(1, 6)
+    compiled = stages._compiled
+    assert isinstance(compiled, Counted) and "compiled in" in capsys.readouterr().err
+    compiled.sizes.clear()
+    frames = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    torch.testing.assert_close(stages(images), before, rtol=1e-4, atol=1e-4)  # 4 and 3
+    with torch.inference_mode():
+        torch.testing.assert_close(stages(images[:5]), before[:5], rtol=1e-4, atol=1e-4)  # 4 and 1, which stays fused
+    assert compiled.sizes == [4, 4, 4]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == frames, "nothing is compiled anew"
+    assert stages.product.key == key
+
+
+class Counted:
+    """A network that remembers how many images it was given."""
+
+    def __init__(self, network: Any):
+        self.network, self.sizes = network, list[int]()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        return self.network(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_extract_compiles_where_it_is_told_to(spec: Path, call: Callable[..., dict[str, Any]]) -> None:
+    """Whatever torch.compile returns, the run goes through, on batches larger and smaller than a chunk."""
+    words = ["--runs-dir", spec.parent / "runs", "--set", "backbone.name=squeezenet1_1"]
+    plain = call("extract", spec, *words, "--set", "compile=never", "--set", "cache=none")
+    compiled = call("extract", spec, *words, "--set", "compile=always", "--set", "cache=none")
+    assert compiled["best"]["val"]["loss"] == pytest.approx(plain["best"]["val"]["loss"], rel=1e-3)
+    assert "frozen stages: compiled in" in (Path(compiled["run"]) / "log.txt").read_text()
+
+
+def test_it_is_decided_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def decide(*how: Any) -> compiling.Decision:
+        asked.append(how[1])
+        return compiling.Decision(None, "not used")
 
     monkeypatch.setattr(compiling, "decide", decide)
-    stages, images = stages_of("always"), torch.arange(6 * 3 * 32 * 32).reshape(6, 3, 32, 32).to(torch.uint8)
-    before = stages(images)
-    key = stages.product.key
-    stages.prepare(1)
-    torch.testing.assert_close(stages(images), before, rtol=1e-4, atol=1e-4)
-    assert ran == [4], "what is left over, of another shape, is not compiled for"
-    assert stages.product.key == key
+    stages = stages_of("always")
+    stages.prepare(10, 4)
+    stages.prepare(20, 4)
+    assert asked == [10]
 
 
 def test_few_images_and_never_cost_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,5 +144,5 @@ def test_few_images_and_never_cost_no_measurement(monkeypatch: pytest.MonkeyPatc
         pytest.fail("measured")
 
     monkeypatch.setattr(compiling, "decide", refuse)
-    stages_of("auto").prepare(1000)
-    stages_of("never").prepare(10**9)
+    stages_of("auto").prepare(1000, 64)
+    stages_of("never").prepare(10**9, 64)

@@ -65,15 +65,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
 
 
 def table_of(stages: FrozenStages, split: Split, cache: Cache, views: Views | None = None) -> FeatureTable:
-    return features.compute(
-        stages,
-        split,
-        classification,
-        cache,
-        Display(as_json=True),
-        workers=0,
-        views=views,
-    )
+    table = features.find(stages, split, cache, views)
+    features.complete(table, classification, Display(as_json=True), workers=0)
+    return table
 
 
 def inputs(table: FeatureTable) -> torch.Tensor:
@@ -160,6 +154,41 @@ def test_a_file_that_changes_after_it_was_hashed_is_kept_under_what_was_read(
     assert torch.equal(inputs(table_of(stages_of(2), split_of(root), cache)), fresh), "the old content did not get it"
 
 
+def test_a_changed_file_leaves_its_former_equal_to_be_computed(
+    image_folder: Folder, cache: Cache, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first of two equal images is computed for both; changed since it was hashed, it is not the other's row."""
+    root = image_folder("train", ants=3, bees=2)
+    changed, equal = root / "ants" / "0.png", root / "ants" / "1.png"
+    old = changed.read_bytes()
+    equal.write_bytes(old)
+    split, hashed = split_of(root), features.hashes.digests
+
+    def then_change(*how: Any, **more: Any) -> np.ndarray:
+        found = hashed(*how, **more)
+        changed.write_bytes((root / "bees" / "0.png").read_bytes())
+        return found
+
+    monkeypatch.setattr(features.hashes, "digests", then_change)
+    read = inputs(table_of(stages_of(2), split, cache))
+    monkeypatch.undo()
+    fresh = inputs(table_of(stages_of(2), split_of(root), Cache(None, 10**9, pytest.fail)))
+    assert torch.equal(read, fresh)
+    assert "train: 0 of 4 from the cache, 1 duplicate" in capsys.readouterr().err
+
+
+def test_what_is_cached_needs_no_room(image_folder: Folder, tmp_path: Path, decoded: Decoded) -> None:
+    """Not even while another run holds the entry, so that nothing could be removed."""
+    split, stages = split_of(image_folder("train", ants=2, bees=2)), stages_of(2)
+    table_of(stages, split, Cache(tmp_path / "c", 10**9, pytest.fail))
+    decoded.clear()
+    small = Cache(tmp_path / "c", 100, pytest.fail)
+    with small.rows(stages.product, np.zeros((0, 32), np.uint8)):
+        source = Inputs(classification, Preprocessing(36, 32), 0, Compute(torch.device("cpu"), False, ""), stages)
+        source.compute_ahead(split, "target.val", small, Display(as_json=True), views=None)
+    assert len(source.tables) == 1 and decoded == []
+
+
 def _views(seed: int = 0, **augment: Any) -> Views:
     settings = AugmentSettings(views=3, **augment)
     return Views(settings, 3, seed, is_source=False)
@@ -216,7 +245,7 @@ def test_where_the_cache_has_no_room_the_stages_run_each_time(
     source.compute_ahead(
         split, "target.val", Cache(tmp_path / "c", 100, pytest.fail), Display(as_json=True), views=None
     )
-    assert not source.tables and not (tmp_path / "c").exists()
+    assert not source.tables and not list((tmp_path / "c").glob("v*"))
     assert "target.val: its activations after layer1 take 4 × 16.4 kB" in " ".join(capsys.readouterr().err.split())
     (batch,) = source.scoring_batches(split)
     assert batch.after == 2

@@ -112,6 +112,13 @@ def test_between_is_the_weighted_mean_of_what_has_fractions_and_best_for_the_res
     assert interpolation.between(start, best, 0.25, ["target"])["heads.target.b"].tolist() == [0.0, 0.0]
 
 
+def test_equal_weights_stay_as_they_are_to_the_bit() -> None:
+    """(1 − α)·w + α·w is not w in floating point; what is cached of frozen stages would not be found."""
+    weights = {"backbone.w": torch.randn(1000, generator=torch.Generator().manual_seed(0))}
+    between = interpolation.between(weights, {name: w.clone() for name, w in weights.items()}, 0.1, ())
+    assert torch.equal(between["backbone.w"], weights["backbone.w"])
+
+
 def test_the_ends_have_the_scores_of_start_and_best(trained: Trained, tmp_path: Path, invoke: Invoke) -> None:
     """As the runs that made them reported: start is the extraction that fine-tuning went on from."""
     code, answer = invoke("eval", trained.tuned["run"], "--interpolate", "0:1:0.5", "--runs-dir", tmp_path)

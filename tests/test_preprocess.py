@@ -19,7 +19,14 @@ from torchvision.transforms.v2 import functional as F
 
 from transferctl.backbones import torchvision as plugin
 from transferctl.images import decode
-from transferctl.preprocess import Preprocessing, evaluation_image, normalise, resolve, training_image
+from transferctl.preprocess import (
+    Preprocessing,
+    evaluation_image,
+    normalise,
+    resolve,
+    short_side_needed,
+    training_image,
+)
 from transferctl.spec import PreprocessSettings
 from transferctl.trainsettings import AugmentSettings
 
@@ -144,6 +151,15 @@ def test_randaugment_depends_on_the_key_alone_and_leaves_the_generator() -> None
     torch.rand(3), random.seed(2), np.random.seed(2)
     assert torch.equal(one, training_image(IMAGE, preprocessing, augment, (0, 1, 0, 7)))
     assert not torch.equal(one, training_image(IMAGE, preprocessing, AugmentSettings(), (0, 1, 0, 7)))
+
+
+def test_decoding_may_reduce_a_jpeg_to_twice_the_size_unless_it_is_to_be_whole() -> None:
+    default = Preprocessing(72, 64)
+    assert short_side_needed(default, None) == 144
+    whole = resolve(PreprocessSettings(decode="whole"), default)
+    assert short_side_needed(whole, None) == short_side_needed(whole, AugmentSettings()) == 0
+    assert "JPEG decoded whole" in str(whole) and "JPEG" not in str(default)
+    assert Preprocessing.from_dict(whole.as_dict()) == whole
 
 
 def test_one_size_given_keeps_the_weights_ratio() -> None:

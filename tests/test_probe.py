@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from transferctl import checkpoint, crossvalidation, data, heads, loaders, probe, yamlfile
 from transferctl.contracts import Batch, Features
 from transferctl.crossvalidation import Score
-from transferctl.errors import DataError
+from transferctl.errors import DataError, DivergedError
 from transferctl.model import restore
 from transferctl.probe import Problem, Samples
 from transferctl.tasks import classification
@@ -146,6 +146,30 @@ def test_scales_offsets_order_and_chunks_of_the_features_do_not_matter() -> None
     order = np.random.default_rng(1).permutation(len(y))
     shuffled = probe.fit(_samples((x[order], y[order]), chunk=7), 0.05, tolerance=1e-8)
     assert _log_p(shuffled, x).numpy() == pytest.approx(log_p, abs=1e-6)
+
+
+def test_features_that_are_no_numbers_are_divergence_not_a_head() -> None:
+    x, y = _data()
+    x[7, 3] = np.nan
+    with pytest.raises(DivergedError, match="features of training images are not finite"):
+        probe.fit(_samples((x, y)), 0.1)
+
+
+def test_small_problems_are_solved_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, before = set[int](), torch.get_num_threads()
+    evaluate = Problem.value_and_gradient
+
+    def watched(self: Problem, *how: Any) -> Any:
+        seen.add(torch.get_num_threads())
+        return evaluate(self, *how)
+
+    monkeypatch.setattr(Problem, "value_and_gradient", watched)
+    torch.set_num_threads(2)
+    try:
+        probe.fit(_samples(_data()), 0.1)
+        assert seen == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_feature_that_does_not_vary_has_no_weight() -> None:

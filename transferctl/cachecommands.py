@@ -10,7 +10,15 @@ from typing import Any
 
 from transferctl.cache import entries
 from transferctl.cache.entries import Entry
-from transferctl.cache.shards import FORMAT, Damaged, Unreadable, manifests, read_manifest, remove_leftovers
+from transferctl.cache.shards import (
+    FORMAT,
+    Damaged,
+    Unreadable,
+    manifests,
+    read_manifest,
+    remove_leftovers,
+    remove_shard,
+)
 from transferctl.cache.store import total_bytes
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, Problem, SpecError
@@ -70,9 +78,8 @@ def _settled(path: Path, damage: Damaged) -> list[str]:
         return [f"{name}: cannot be read: {damage}; give this user permission, or remove it"]
     if not path.with_suffix(".json").exists():
         return []
-    path.with_suffix(".json").unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
-    return [f"{name}: damaged ({damage}); it is removed, and its rows are computed again when they are needed"]
+    fate = "it is removed" if remove_shard(path) else "it may not be removed by this user"
+    return [f"{name}: damaged ({damage}); {fate}, and its rows are computed again when they are needed"]
 
 
 def clear(path: Path | None, key: str, older_than: str | None, display: Display) -> dict[str, Any]:
@@ -93,9 +100,8 @@ def clear(path: Path | None, key: str, older_than: str | None, display: Display)
             name = f"{printable(entry.title)} ({entry.key[:KEY_SHOWN]})"
             display.warn(f"{name} stays: a run uses it, or it may not be removed")
     if not key and older_than is None and not kept:
-        for memo in root.glob("digests.sqlite*"):
-            freed += memo.stat().st_size
-            memo.unlink(missing_ok=True)
+        freed += entries.memo_bytes(root)
+        entries.remove_memo(root)
     display.result(f"{root}: {counted(len(removed), 'product')} removed, {in_words(freed)}")
     return {"path": str(root), "removed": removed, "kept": kept, "bytes": freed}
 

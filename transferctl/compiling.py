@@ -28,10 +28,12 @@ class Decision(NamedTuple):
     why: str
 
 
-def decide(asked: str, n_images: int, plain: nn.Module, fused: Network, example: Tensor) -> Decision:
-    """asked: auto or always. n_images: what is still to be computed. example: inputs [N, 3, H, W] as they come.
-    To be called with gradients off and under autocast as the networks will run. What is compiled is taken only where
-    it is measured to be faster."""
+def decide(
+    asked: str, n_images: int, plain: nn.Module, fused: Network, example: Tensor, largest_error: float
+) -> Decision:
+    """asked: auto or always. n_images: what is still to be computed. example: inputs [N, 3, H, W] as they come, on a
+    CPU. To be called with gradients off and under autocast as the networks will run. What is compiled is taken only
+    where it is measured to be faster, and off from `fused` by no more than largest_error."""
     before = _images_per_second(fused, example)
     expected = n_images / before
     saved = expected * (1 - 1 / EXPECTED_SPEEDUP)
@@ -45,11 +47,20 @@ def decide(asked: str, n_images: int, plain: nn.Module, fused: Network, example:
         reason = " ".join(str(error).split())[:160]
         return Decision(None, f"cannot be compiled ({type(error).__name__}: {reason})")
     seconds = time.perf_counter() - started
+    off = relative_error(compiled, fused, example)
+    if not off <= largest_error:
+        return Decision(None, f"compiled in {seconds:.0f} s: not used, it would be off by {off:.1%}")
     after = _images_per_second(compiled, example)
     rates = f"{seconds:.0f} s, then {after:,.0f} images/s against {before:,.0f}"
     if after <= before:
         return Decision(None, f"compiled in {rates}: not used")
     return Decision(compiled, f"compiled in {rates}")
+
+
+def relative_error(network: Network, wanted: Network, example: Tensor) -> float:
+    """‖a − b‖/‖b‖ of what they make of the example."""
+    expected = wanted(example).float()
+    return float((network(example).float() - expected).norm() / expected.norm().clamp_min(1e-12))
 
 
 def _compiled(plain: nn.Module, example: Tensor) -> Network:
@@ -66,11 +77,7 @@ def _images_per_second(network: Network, example: Tensor) -> float:
     network(example)
     times = []
     for _ in range(TIMED_RUNS):
-        if example.device.type == "cuda":
-            torch.cuda.synchronize(example.device)
         started = time.perf_counter()
         network(example)
-        if example.device.type == "cuda":
-            torch.cuda.synchronize(example.device)
         times.append(time.perf_counter() - started)
     return len(example) / sorted(times)[TIMED_RUNS // 2]

@@ -15,8 +15,9 @@ from transferctl.wording import shown
 GRID = tuple(float(f"{10**power:.3g}") for power in np.arange(1, -5.5, -0.5))  # α, from strong to weak
 FOLDS = 5
 TOLERANCE = 1e-5  # of the largest component of the gradient
-LEAST_GAIN = 1e-7  # of J by a step: held-out losses are then exact to 2e-4, in half the passes; from fold to fold they
-# scatter by 1e-2, and the last digits are beyond float32
+# Held-out losses are then exact to 2e-4, in half the passes; from fold to fold they scatter by 1e-2, and the last
+# digits are beyond float32.
+LEAST_GAIN = 1e-7  # of J by a step
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def choose(device: str, precision: str) -> Compute:
     return Compute(chosen, bf16, f"{reason}; {_HARDWARE[bf16]}")
 
 
-_HARDWARE = {True: "it computes in bf16", False: "it has no bf16 arithmetic"}
+_HARDWARE = {True: "it computes in bf16", False: "bf16 is not known to be faster on it"}
 
 
 def _computes_in_bf16(device: torch.device) -> bool:

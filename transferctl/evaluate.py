@@ -69,7 +69,7 @@ def run(
         results.describe_run(folder, spec.seed, compute, model, {f"{domain}.{scored.name}": scored})
         folder.summary |= {"checkpoint": saved.path.name, "data": data_path, "split": scored.name}
         inputs = inputs_as_trained(model, task, spec, trained, domain, compute, display)
-        if inputs.stages and (asked.other is None or inputs.stages.is_whole):  # other data may never come again
+        if inputs.stages and (asked.other is None or inputs.stages.is_whole):  # other data is scored once
             cache = open_cache(spec.cache, display.warn)
             inputs.compute_ahead(scored, f"{domain}.{scored.name}", cache, display, views=None)
         before = None if start is None else score(start.place(compute), task, scored, domain, inputs)

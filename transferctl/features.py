@@ -3,6 +3,7 @@ that partial fine-tuning goes on from."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from transferctl.data import Split
 from transferctl.display import Display
 from transferctl.frozen import FrozenStages
 from transferctl.loaders import Stream, Views
+from transferctl.wording import counted
 
 COMPUTING_BATCH = 64  # images that a worker hands over together
 
@@ -32,7 +34,12 @@ class FeatureTable:
     split: Split
     stages: FrozenStages
     rows: Rows
-    views: int = 1
+    views: Views | None = None
+
+    @property
+    def versions(self) -> int:
+        """Of each image."""
+        return self.views.number if self.views else 1
 
     def __len__(self) -> int:
         return len(self.split)
@@ -51,44 +58,43 @@ class FeatureTable:
 
 
 def compute(
-    stages: FrozenStages,
-    split: Split,
-    task: Task,
-    cache: Cache,
-    display: Display,
-    *,
-    workers: int,
-    views: Views | None = None,
+    stages: FrozenStages, split: Split, task: Task, cache: Cache, display: Display, *, workers: int
 ) -> FeatureTable:
-    """A table of the split, or of fixed random views of it. Only what the cache does not have is decoded and computed.
-
-    Raises BrokenSamples; DataError for a file that changes all the time.
-    """
-    memo = cache.memo()
-    try:
-        digests = hashes.digests(split, memo, verify=cache.verify)
-    finally:
-        if memo:
-            memo.close()
-    n_views = views.number if views else 1
-    rows = cache.rows(stages.product, _keys(digests, split, views))
-    table = FeatureTable(split, stages, rows, n_views)
-    missing = rows.missing
-    with rows:
-        _fill(table, missing, task, display, workers, views)
-    total = len(split) * n_views
-    display.note(f"{stages.product.title}: {split.name}: {total - len(missing):,} of {total:,} from the cache")
+    """A table of the split. Only what the cache does not have is decoded and computed. Raises as `find` and
+    `complete`."""
+    table = find(stages, split, cache)
+    complete(table, task, display, workers=workers)
     return table
 
 
-def _fill(
-    table: FeatureTable, missing: np.ndarray, task: Task, display: Display, workers: int, views: Views | None
-) -> None:
-    if not len(missing):
-        return
-    table.stages.prepare(len(missing))
+def find(stages: FrozenStages, split: Split, cache: Cache, views: Views | None = None) -> FeatureTable:
+    """What the cache has of a split, or of fixed random views of it; to be completed, or its rows to be closed.
+
+    Raises DataError for a file that changes all the time.
+    """
+    memo = cache.memo()
+    with contextlib.nullcontext() if memo is None else memo:
+        digests = hashes.digests(split, memo, verify=cache.verify)
+    return FeatureTable(split, stages, cache.rows(stages.product, _keys(digests, split, views)), views)
+
+
+def complete(table: FeatureTable, task: Task, display: Display, *, workers: int) -> None:
+    """Decode and compute what is missing. Raises BrokenSamples."""
+    computed = 0
+    distinct = table.rows.distinct
+    with table.rows as rows:
+        while len(missing := rows.missing):  # again, where a file changed while it was read and had an equal
+            _fill(table, missing, task, display, workers)
+            computed += len(missing)
+    title, name = table.stages.product.title, table.split.name
+    equal = f", {counted(len(rows) - distinct, 'duplicate')}" if distinct < len(rows) else ""
+    display.note(f"{title}: {name}: {max(distinct - computed, 0):,} of {distinct:,} from the cache{equal}")
+
+
+def _fill(table: FeatureTable, missing: np.ndarray, task: Task, display: Display, workers: int) -> None:
+    table.stages.prepare(len(missing), COMPUTING_BATCH)
     batches = loaders.view_batches(
-        table.split, missing, views, task, table.stages.preprocessing, batch_size=COMPUTING_BATCH, workers=workers
+        table.split, missing, table.views, task, table.stages.preprocessing, batch_size=COMPUTING_BATCH, workers=workers
     )
     done = 0
     with display.progress(f"features of {table.split.name}", len(missing)) as progress:
@@ -96,7 +102,7 @@ def _fill(
             positions = missing[done : done + len(batch.labels)]
             values = _to_rows(table.stages.of(batch).inputs)
             assert batch.digests is not None
-            table.rows.add(positions, _real_keys(batch.digests, positions, table.split, views), values)
+            table.rows.add(positions, _real_keys(batch.digests, positions, table.split, table.views), values)
             done += len(positions)
             progress.advance(len(positions))
 

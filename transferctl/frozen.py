@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -17,11 +18,11 @@ from transferctl.contracts import Batch
 from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.model import BatchNorm, TransferModel
-from transferctl.preprocess import Preprocessing, normalise
+from transferctl.preprocess import PIXELS_VERSION, Preprocessing, normalise
 
 CHUNK_PIXELS = 16 * 224 * 224  # measured on a CPU: ResNet-50 runs 178 images/s in sixteens, 95 in sixty-fours
 LEAST_CHUNKS = 50  # below that, finding out whether compiling pays would cost more than it could save
-LARGEST_ERROR = 0.1  # of fused against plain, ‖a − b‖/‖b‖; bf16 rounding alone makes a hundredth
+LARGEST_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # ‖a − b‖/‖b‖; rounding alone makes 1e-6 and a hundredth
 
 
 def leading(model: TransferModel, frozen: Iterable[str | Sequence[str]], batchnorm: BatchNorm) -> int:
@@ -53,11 +54,15 @@ class FrozenStages:
         assert 0 < count <= len(stages)
         self.count, self.last = count, stages[count - 1].name
         self._model, self._compute, self._display, self._compile = model, compute, display, compile_
+        if compile_ == "always" and compute.device.type != "cpu":
+            display.note(f"compile: always has no effect on {compute.device.type}: frozen stages are compiled for CPUs")
         self.is_whole = count == len(stages)
         self._dtype = torch.bfloat16 if compute.bf16 else torch.float32
         self._plain = _Stages(model.backbone, count - self.is_whole)
         self._net, self.is_fused = self._fastest(self._plain)
-        self._compiled: tuple[torch.Size, compiling.Network] | None = None
+        self._compiled: compiling.Network | None = None
+        self._size = max(CHUNK_PIXELS // model.preprocessing.crop**2, 1)  # images that run at once, on a CPU
+        self._is_decided = compute.device.type != "cpu"
         with torch.no_grad():
             blank = torch.zeros(1, 3, model.preprocessing.crop, model.preprocessing.crop, dtype=torch.uint8)
             shown = self(blank.to(compute.device))
@@ -74,26 +79,35 @@ class FrozenStages:
     def __call__(self, inputs: Tensor) -> Tensor:
         """Images, uint8 (or mixed, float) [N, 3, H, W] -> activations [N, …]: fp32 with all stages, else in the
         precision of the backbone."""
-        size = len(inputs)
-        if self._compute.device.type == "cpu":
-            size = max(CHUNK_PIXELS // math.prod(inputs.shape[2:]), 1)
-        with torch.no_grad(), torch.autocast(self._compute.device.type, torch.bfloat16, enabled=self._compute.bf16):
+        size = self._size if self._compute.device.type == "cpu" else len(inputs)
+        # Not in inference mode, whoever calls: torch.compile would compile anew for it, and without its constants.
+        with torch.inference_mode(False), torch.no_grad(), self._autocast():
             return torch.cat([self._activations(part) for part in torch.split(inputs, size)])
 
-    def prepare(self, n_images: int) -> None:
-        """Compile the stages if so many images, which are still to be computed, make up for it; say so."""
-        side = self.preprocessing.crop
-        size = max(CHUNK_PIXELS // side**2, 1)
+    def prepare(self, n_images: int, batch_size: int) -> None:
+        """Compile the stages if so many images, still to be computed in such batches, make up for it; say so. Once."""
+        size = min(self._size, batch_size)
         asked_for = self._compile == "always" or (self._compile == "auto" and n_images > LEAST_CHUNKS * size)
-        if self._compiled or not asked_for or self._compute.device.type != "cpu":
+        if self._is_decided or not asked_for:
             return
-        example = torch.zeros(size, 3, side, side).contiguous(memory_format=torch.channels_last)
-        with torch.no_grad(), torch.autocast(self._compute.device.type, torch.bfloat16, enabled=self._compute.bf16):
-            network, why = compiling.decide(self._compile, n_images, self._plain, self._net, example)
-        if network:
-            self._compiled = example.shape, network
-        if why:
-            self._display.note(f"frozen stages: {why}")
+        self._is_decided = True
+        with torch.inference_mode(False), torch.no_grad(), self._autocast():
+            example = self._noise(size)
+            network, why = compiling.decide(
+                self._compile, n_images, self._plain, self._net, example, LARGEST_ERROR[self._dtype]
+            )
+        if network is not None:
+            self._compiled, self._size = network, size
+        self._display.note(f"frozen stages: {why}")
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._compute.device.type, torch.bfloat16, enabled=self._compute.bf16)
+
+    def _noise(self, n: int) -> Tensor:
+        """As normalised images come: [n, 3, H, W]."""
+        side = self.preprocessing.crop
+        noise = torch.randn(n, 3, side, side, generator=torch.Generator().manual_seed(0)).to(self._compute.device)
+        return noise.contiguous(memory_format=torch.channels_last)
 
     def of(self, batch: Batch) -> Batch:
         """The batch with activations in place of its images."""
@@ -105,6 +119,7 @@ class FrozenStages:
         """What the activations of an image depend on, besides the image. Compiled or not, the arithmetic is the same
         but for the order of roundings, as between batch sizes."""
         arithmetic = f"{self._compute.device.type} {torch.backends.cpu.get_cpu_capability()}"
+        arithmetic += " AMX" if self._compute.bf16 and torch.cpu._is_amx_tile_supported() else ""
         if self._compute.device.type == "cuda":
             arithmetic = torch.cuda.get_device_name(self._compute.device)
         identity = {
@@ -114,20 +129,23 @@ class FrozenStages:
             "stages": self.count,
             "preprocessing": self._model.preprocessing.as_dict(),
             "decoder": images.versions(),
+            "pixels": PIXELS_VERSION,
             "torch": torch.__version__,
+            "torchvision": metadata.version("torchvision"),
             "arithmetic": [arithmetic, str(self._dtype), self.is_fused],
             "activations": [list(self.shape), str(self.dtype)],
         }
         what = "features" if self.is_whole else f"after {self.last}"
-        title = f"{self._model.backbone.name} {what}, {self._model.preprocessing.crop} px, {str(self._dtype)[6:]}"
+        sizes = f"{self._model.preprocessing.resize}→{self._model.preprocessing.crop} px"
+        weights = str(identity["weights"])[:8]
+        title = f"{self._model.backbone.name} {weights} {what}, {sizes}, {str(self._dtype)[6:]}"
         return Product(identity, self.row_bytes, title)
 
     def _activations(self, images: Tensor) -> Tensor:
         x: Tensor = normalise(images, self._model.preprocessing)
-        if self._compute.bf16:
+        if self._compute.bf16 or self._compiled is not None:
             x = x.contiguous(memory_format=torch.channels_last)
-        is_usual = self._compiled is not None and self._compiled[0] == x.shape
-        x = self._compiled[1](x) if self._compiled and is_usual else self._net(x)
+        x = self._run(x)
         if not self.is_whole:
             return x.to(self._dtype)
         with torch.autocast(self._compute.device.type, enabled=False):
@@ -135,19 +153,23 @@ class FrozenStages:
             pooled: Tensor = pool.forward(x.float())
             return pooled.float()
 
+    def _run(self, x: Tensor) -> Tensor:
+        """Compiled is one size; what nearly has it is filled up, as rows do not depend on each other."""
+        lack = self._size - len(x)
+        if self._compiled is None or lack > len(x):
+            return self._net(x)  # type: ignore[no-any-return]
+        if lack:
+            x = torch.cat([x, x[:lack]]).contiguous(memory_format=torch.channels_last)
+        return self._compiled(x)[: self._size - lack]
+
     def _fastest(self, plain: nn.Module) -> tuple[nn.Module, bool]:
         """The fused network where it computes what the plain one does, which two images show."""
-        on_cpu = self._compute.device.type == "cpu"
-        side = self._model.preprocessing.crop
-        noise = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0)).to(self._compute.device)
-        noise = noise.contiguous(memory_format=torch.channels_last)
         self._model.eval()
-        with torch.no_grad(), torch.autocast(self._compute.device.type, torch.bfloat16, enabled=self._compute.bf16):
+        with torch.no_grad(), self._autocast():
             try:
-                network = fusion.fused(plain, self._dtype, on_cpu)
-                wanted = plain(noise).float()
-                error = float((network(noise).float() - wanted).norm() / wanted.norm().clamp_min(1e-12))
-                reason = "" if error <= LARGEST_ERROR else f"it would be off by {error:.1%}"
+                network = fusion.fused(plain, self._dtype, self._compute.device.type == "cpu")
+                error = compiling.relative_error(network, plain, self._noise(2))
+                reason = "" if error <= LARGEST_ERROR[self._dtype] else f"it would be off by {error:.1%}"
             except Exception as problem:  # what torch.fx cannot follow, or oneDNN does not take, runs as it is
                 reason = f"{type(problem).__name__}: {' '.join(str(problem).split())[:120]}"
         if reason:

@@ -3,6 +3,7 @@ stages without a graph, once."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -46,21 +47,19 @@ class Inputs:
     def compute_ahead(self, split: Split, label: str, cache: Cache, display: Display, *, views: Views | None) -> None:
         """Make a table of the split, of all its views, unless there is no room for it, which is said."""
         assert self.stages is not None
-        rows = len(split) * (views.number if views else 1)
-        cost = f"{rows:,} × {in_words(self.stages.row_bytes)} = {in_words(rows * self.stages.row_bytes)}"
-        if not cache.room_for(rows * self.stages.row_bytes):
+        table, row_bytes = features.find(self.stages, split, cache, views), self.stages.row_bytes
+        cost = f"{len(table.rows):,} × {in_words(row_bytes)} = {in_words(len(table.rows) * row_bytes)}"
+        if not cache.room_for(self.stages.product, len(table.rows.missing) * row_bytes):
+            table.rows.close()
             display.warn(
                 f"{label}: its activations after {self.stages.last} take {cost}, for which the cache has no room; the "
-                "frozen stages run in every epoch. Raise cache.limit, or make room on the disk"
+                "frozen stages run each time its images are read. Raise cache.limit, or make room on the disk"
             )
             return
-        display.note(f"{label}: activations after {self.stages.last} are computed once and cached: {cost}")
-        self.tables.append(
-            features.compute(
-                self.stages, split, self._task, cache, display, workers=loaders.workers_for(self._workers, split),
-                views=views,
-            )
-        )  # fmt: skip
+        where = "cached" if cache.root else f"kept in {tempfile.gettempdir()} until the run ends"
+        display.note(f"{label}: activations after {self.stages.last} are computed once and {where}: {cost}")
+        features.complete(table, self._task, display, workers=loaders.workers_for(self._workers, split))
+        self.tables.append(table)
 
     def scoring_batches(self, split: Split, batch_size: int = SCORING_BATCH) -> Iterator[Batch]:
         """The split in order, once, not augmented. Raises BrokenSamples."""
@@ -91,8 +90,10 @@ class Inputs:
         steps = loaders.training_steps([*beside, leader], batch_size, source_batch_size, epochs=epochs, seed=seed)
         n_steps = loaders.steps_per_epoch(len(leader), batch_size)
         n_samples = len(leader) + (n_steps * source_batch_size if beside else 0)
-        if self.stages and any(self._table(split) is None for split in domains.values()):
-            self.stages.prepare(epochs * n_samples)
+        sizes = {"source": source_batch_size if beside else batch_size, "target": batch_size}
+        decoded = sum(sizes[name] for name, split in domains.items() if self._table(split) is None)
+        if self.stages and decoded:
+            self.stages.prepare(epochs * n_steps * decoded, decoded)
         return Stream(self._batches(domains, steps, augment, seed), n_steps, n_samples)
 
     def _batches(
@@ -121,7 +122,8 @@ class Inputs:
         """Of each step what is not in tables; None where all is."""
         if not decoded:
             yield from repeat(None)
-        workers = max(loaders.workers_for(self._workers, split) for split in domains.values())
+        read = [split for which, split in enumerate(domains.values()) if which in decoded]
+        workers = max(loaders.workers_for(self._workers, split) for split in read)
         keys = ([key for key in step if key[0] in decoded] for step in steps)
         batches = loaders.training_batches(
             domains, keys, self._task, self._preprocessing, augment, seed=seed, workers=workers
@@ -139,7 +141,7 @@ class Inputs:
 def _from_table(table: FeatureTable, keys: Iterable[Key], domain: str) -> Batch:
     """The rows that the keys mean; a sample drawn again is another view of it."""
     drawn = np.array(list(keys), dtype=np.int64)
-    return table.batch(drawn[:, 2], domain, (drawn[:, 1] + drawn[:, 3]) % table.views)
+    return table.batch(drawn[:, 2], domain, (drawn[:, 1] + drawn[:, 3]) % table.versions)
 
 
 def _joined(parts: list[Batch], compute: Compute) -> Batch:

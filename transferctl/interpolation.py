@@ -101,8 +101,9 @@ def run(
         folder.summary |= {"checkpoint": best.path.name, "data": data_path, "split": splits["target"].name}
         inputs = evaluate.inputs_as_trained(model, task, spec, trained, "target", compute, display)
         if inputs.stages and len(points) > 1:
+            cache = open_cache(spec.cache, display.warn)
             for name, scored in named.items():
-                inputs.compute_ahead(scored, name, open_cache(spec.cache, display.warn), display, views=None)
+                inputs.compute_ahead(scored, name, cache, display, views=None)
         rows, predictions, scores = [], Predictions(), dict[str, Scored]()
         with display.progress("interpolating", len(points) * sum(map(len, splits.values()))) as progress:
             for alpha in points:
@@ -164,9 +165,9 @@ def between(
     """
     kept = tuple(f"heads.{domain}." for domain in fresh)
     return {
-        name: (1 - alpha) * start[name] + alpha * tensor
-        if tensor.is_floating_point() and not name.startswith(kept)
-        else tensor
+        name: tensor
+        if name.startswith(kept) or not tensor.is_floating_point() or torch.equal(start[name], tensor)  # to the bit
+        else (1 - alpha) * start[name] + alpha * tensor
         for name, tensor in best.items()
     }
 

@@ -27,7 +27,7 @@ def _import() -> ModuleType:
     sys.modules[_COMPILER] = stand_in
     try:
         return importlib.import_module("torchvision")
-    except ImportError:  # a torchvision that wants more of it
+    except ImportError:  # this torchvision needs other parts of that module
         for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
             del sys.modules[name]
     finally:

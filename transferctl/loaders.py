@@ -75,6 +75,11 @@ def _equal_parts(n: int, parts: int) -> Iterator[slice]:
     return (slice(start, stop) for start, stop in pairwise(chain([0], stops)))
 
 
+def _full_parts(n: int, size: int) -> Iterator[tuple[int, int]]:
+    """Starts and stops of parts of `size`; the last is what is left. Where nothing learns, full ones run fastest."""
+    return ((start, min(start + size, n)) for start in range(0, n, size))
+
+
 def draws(labels: np.ndarray, balanced: bool, key: Sequence[int]) -> np.ndarray:
     """As many draws as there are samples, in an order keyed by `key`: int32 [n, 2], a sample's position and how often
     it was drawn before. Each sample once; `balanced`: each class as often as any other, its samples in turn."""
@@ -242,8 +247,7 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """The split in order, once, without augmentation. Raises BrokenSamples."""
     images = _Images([split], preprocessing, [None], 0)
-    parts = _equal_parts(len(split), _parts(len(split), batch_size))
-    steps = ([(0, 0, position, 0) for position in range(part.start, part.stop)] for part in parts)
+    steps = ([(0, 0, position, 0) for position in range(*part)] for part in _full_parts(len(split), batch_size))
     return _batches(images, steps, task, workers)
 
 
@@ -256,8 +260,8 @@ def view_batches(
     augment, seed = (views.augment, views.seed) if views else (None, 0)
     sources = int(views is not None and views.is_source)
     images = _Images([split], preprocessing, [augment], seed, sources, hashed=True)
-    parts = _equal_parts(len(rows), _parts(len(rows), batch_size))
-    steps = ([(0, row // len(split), row % len(split), 0) for row in rows[part].tolist()] for part in parts)
+    parts = (rows[slice(*part)].tolist() for part in _full_parts(len(rows), batch_size))
+    steps = ([(0, row // len(split), row % len(split), 0) for row in part] for part in parts)
     return _batches(images, steps, task, workers)
 
 

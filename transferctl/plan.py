@@ -47,7 +47,11 @@ def unused(spec: Spec) -> list[str]:
         *([f"source.{key}" for key in (*OF_THE_JOINT_STEP, "balance")] if measured_alone else []),
         *(["head.solver", "head.regularisation"] if by_lbfgs and not spec.head_first else []),
         *([f"head_first.{key}" for key in OF_SGD] if by_lbfgs else []),
+        *(OF_FROZEN_STAGES if "none" in spec.frozen_by_epoch().values() and not spec.head_first else []),
     ]
+
+
+OF_FROZEN_STAGES = ("cache", "compile")
 
 
 OF_THE_JOINT_STEP = ("batch_size", "label_smoothing", "augment", "gradient_cosine")  # keys of `source`

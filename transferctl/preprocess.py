@@ -30,18 +30,21 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 MAGNITUDES = 31  # of RandAugment: 0 to 30, as its paper has them
 CROP_SHAPES = (3 / 4, 4 / 3)  # width over height of random crops, the least and the most
+PIXELS_VERSION = 1  # of all here that makes an image's numbers: to be raised when they change, as the cache keys on it
 LONGEST_RESIZED_WHOLE = 16  # long side over short; beyond any panorama, and still a small image once resized
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """resize: short side, pixels; crop: side of the centre crop, pixels; mean, std: of values in 0–1."""
+    """resize: short side, pixels; crop: side of the centre crop, pixels; mean, std: of values in 0–1; decode: whole, or
+    reduced, see `short_side_needed`."""
 
     resize: int
     crop: int
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     interpolation: str = "bilinear"
+    decode: str = "reduced"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -52,7 +55,8 @@ class Preprocessing:
 
     def __str__(self) -> str:
         return (
-            f"resize short side to {self.resize}, centre crop {self.crop}, {self.interpolation}; "
+            f"resize short side to {self.resize}, centre crop {self.crop}, {self.interpolation}"
+            f"{', JPEG decoded whole' if self.decode == 'whole' else ''}; "
             f"mean {_numbers(self.mean)}, std {_numbers(self.std)}"
         )
 
@@ -69,13 +73,16 @@ def resolve(asked: PreprocessSettings, default: Preprocessing) -> Preprocessing:
         mean=asked.mean or default.mean,
         std=asked.std or default.std,
         interpolation=asked.interpolation or default.interpolation,
+        decode=asked.decode,
     )
 
 
 def short_side_needed(preprocessing: Preprocessing, augment: AugmentSettings | None) -> int:
-    """Pixels below which decoding must not reduce an image's short side. Evaluation (`augment` None): twice what it is
-    resized to, so that resizing still does most of the smoothing. Training: as many as leave the smallest crop, of the
-    longest shape, no side shorter than the network's."""
+    """Pixels below which decoding must not reduce an image's short side; 0: it is decoded whole. Evaluation (`augment`
+    None): twice what it is resized to, so that resizing still does most of the smoothing. Training: as many as leave
+    the smallest crop, of the longest shape, no side shorter than the network's."""
+    if preprocessing.decode == "whole":
+        return 0
     if augment is None:
         return 2 * preprocessing.resize
     return math.ceil(preprocessing.crop / math.sqrt(augment.crop_scale[0] * CROP_SHAPES[0]))

@@ -74,6 +74,7 @@ def _train(spec: Spec, start: _Start, runs_dir: Path, display: Display) -> dict[
     unused = ["from_run", "frozen", "batchnorm", "head", "head_first", "target_weight", "penalties", "baseline"]
     unused += ["augment", "ema", "keep", "early_stopping", "label_smoothing"]  # those under `pretrain` count
     unused += [f"source.{key}" for key in (*plan.OF_THE_JOINT_STEP, "rehearsal")]
+    unused += plan.OF_FROZEN_STAGES
     pipeline.say_unused(spec, unused, "pretrain (everything is trained)", display)
     display.note(
         f"pretrain: {spec.backbone.name} from {start.origin}, min over θ of L_S, {counted(settings.epochs, 'epoch')}"

@@ -14,6 +14,7 @@ L-BFGS needs no more steps than for one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +22,25 @@ import torch
 from torch import Tensor
 
 from transferctl.contracts import Batch
+from transferctl.errors import DivergedError
 
 TOLERANCE = 1e-6  # of the largest component of ∇J, where J has converged
 MOST_ITERATIONS = 2000
 HISTORY = 10  # pairs of steps and gradient changes that L-BFGS keeps
 CHUNK = 1024  # samples: their [m, K·C] logits stay in the processor's cache
+ONE_THREAD_PRODUCTS = 10**8
+
+
+@contextmanager
+def _threads_for(products: int) -> Iterator[None]:
+    """products: multiplications a pass. Threads that wait for each other in many short ones take the longer the busier
+    the cores are: 8 s instead of 0.1 beside other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if products < ONE_THREAD_PRODUCTS else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -118,6 +133,10 @@ class Problem:
         self.centre = torch.stack([x.sum(0) for _, x, _ in self.samples.chunks(torch.float64, nothing)]).sum(0) / n
         kept = self.trained.double() / self.trained.sum(0)
         self.mean, square = torch.zeros(2, kept.shape[1], len(self.centre), dtype=torch.float64, device=self.device)
+        if not self.centre.isfinite().all():
+            raise DivergedError(
+                "features of training images are not finite: the weights are damaged, or their training diverged"
+            )
         for rows, x, _ in self.samples.chunks(torch.float64, self.centre):
             self.mean += kept[rows].T @ x
             square += kept[rows].T @ x.square()
@@ -177,10 +196,11 @@ class Problem:
             return value, gradient.numpy().ravel()
 
         limits = {"maxiter": MOST_ITERATIONS, "maxfun": 2 * MOST_ITERATIONS}
-        found = optimize.minimize(
-            of_flat, start.numpy().ravel(), jac=True, method="L-BFGS-B",
-            options=limits | {"maxcor": HISTORY, "gtol": tolerance, "ftol": least_gain},
-        )  # fmt: skip
+        with _threads_for(len(self.samples.labels) * start.numel()):
+            found = optimize.minimize(
+                of_flat, start.numpy().ravel(), jac=True, method="L-BFGS-B",
+                options=limits | {"maxcor": HISTORY, "gtol": tolerance, "ftol": least_gain},
+            )  # fmt: skip
         return Found(
             torch.from_numpy(found.x).view_as(start), float(found.fun), float(np.abs(found.jac).max()),
             int(found.nit), int(found.nfev), ended=found.status != 1,

@@ -19,5 +19,5 @@ def parse(text: str) -> int:
 
 def in_words(n_bytes: int) -> str:
     """20 GB, 1.5 MB."""
-    unit = next((unit for unit, size in reversed(DECIMAL.items()) if n_bytes >= size), "B")
+    unit = next((unit for unit, size in DECIMAL.items() if round(n_bytes / size, 1) < 1000), "TB")
     return f"{n_bytes / DECIMAL[unit]:,.1f} {unit}".replace(".0 ", " ")

@@ -11,9 +11,9 @@ def shown(names: Sequence[str], most: int = 3) -> str:
     return few + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def counted(n: int, noun: str) -> str:
+def counted(n: int, noun: str, plural: str = "") -> str:
     """1 file, 2 files."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+    return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"
 
 
 def printable(text: str) -> str:

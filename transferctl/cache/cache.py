@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -39,16 +40,25 @@ class Cache:
                 entry.close()
             raise
 
-    def room_for(self, n_bytes: int) -> bool:
-        """Whether the limit and the disk allow so many more bytes, once all is removed that is not in use."""
+    def room_for(self, product: Product, n_bytes: int) -> bool:
+        """Whether the limit and the disk allow so many more bytes of a product, once all others are removed that
+        nobody uses."""
         try:
+            if not n_bytes:
+                return True
             if self.root is None:
                 return n_bytes <= disk_room(Path(tempfile.gettempdir()))
             kept, found = total_bytes(self.root)
             lack = lacking(self.root, self.limit, n_bytes, kept)
-            return not lack or lack <= sum(entry.bytes for entry in found if entries.is_free(entry))
+            free = (entry.bytes for entry in found if entry.key != product.key and entries.is_free(entry))
+            return not lack or lack <= sum(free)
         except OSError:
             return False
+
+    def bytes_of(self, product: Product) -> int:
+        """What the product's rows take already."""
+        found = entries.found(self.root) if self.root else []
+        return sum(entry.bytes for entry in found if (entry.key, entry.format) == (product.key, FORMAT))
 
     def memo(self) -> Memo | None:
         """Digests of files from earlier runs. None where none can be kept."""
@@ -62,10 +72,10 @@ class Cache:
             self._warn(text)
 
     def _give_up(self, error: OSError) -> None:
-        why = error.strerror or str(error)
+        fixes = {errno.ENOSPC: "make room on the disk, or ", errno.EDQUOT: "raise cache.limit, or "}
         self._say(
-            f"{printable(str(self.root))}: the cache takes no more: {why}; the rest is kept in "
-            f"{printable(tempfile.gettempdir())} until the run ends; make room, raise cache.limit, or name another "
+            f"{printable(str(self.root))}: the cache takes no more: {error.strerror or error}; the rest is kept in "
+            f"{printable(tempfile.gettempdir())} until the run ends; {fixes.get(error.errno or 0, '')}name another "
             "folder as cache.path"
         )
 
@@ -76,9 +86,8 @@ def open_cache(settings: CacheSettings, warn: Callable[[str], None]) -> Cache:
         return Cache(None, settings.limit, warn, verify=settings.verify)
     root = entries.root_of(settings.path)
     if others := [entry for entry in entries.found(root) if entry.format != FORMAT]:
-        entries_, formats = counted(len(others), "entry" if len(others) == 1 else "entrie"), others[0].format
         warn(
-            f"{printable(str(root))}: {entries_} of cache format {formats}, which this version does not read; they "
-            "count towards cache.limit, and are removed first"
+            f"{printable(str(root))}: {counted(len(others), 'entry', 'entries')} of cache format {others[0].format}, "
+            "not read by this version: counted towards cache.limit, removed first"
         )
     return Cache(root, settings.limit, warn, verify=settings.verify)

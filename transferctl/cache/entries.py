@@ -34,6 +34,7 @@ from transferctl.errors import Problem, SpecError
 from transferctl.wording import printable
 
 LOCK, DESCRIPTION = "lock", "entry.json"
+MEMO = "digests.sqlite"  # beside the entries, see hashes.py
 DESCRIPTION_BYTES = 1 << 20
 OURS = re.compile(rf"{LOCK}|{re.escape(DESCRIPTION)}|{NAME}\.(rows|json)(\.tmp)?|[0-9a-f]{{16}}\.json\.tmp")
 
@@ -139,7 +140,7 @@ def use(folder: Path, *, create: bool) -> int | None:
         raise OSError(0, f"{folder} is a link, which is not followed")
     for _ in range(100):
         try:
-            lock = _shared_lock(folder / LOCK, create)
+            lock = _shared_lock(folder / LOCK, create or folder.is_dir())
         except FileNotFoundError:
             if not create:
                 return None
@@ -166,6 +167,25 @@ def _shared_lock(path: Path, create: bool) -> int | None:
     return None
 
 
+def memo_bytes(root: Path) -> int:
+    total = 0
+    for path in _memo_files(root):
+        with contextlib.suppress(OSError):
+            total += path.lstat().st_size
+    return total
+
+
+def remove_memo(root: Path) -> None:
+    """Raises OSError."""
+    for path in _memo_files(root):
+        path.unlink(missing_ok=True)
+
+
+def _memo_files(root: Path) -> list[Path]:
+    """The database last: SQLite would play an older log back into a new one."""
+    return [root / f"{MEMO}{suffix}" for suffix in ("-wal", "-shm", "")]
+
+
 def is_free(entry: Entry) -> bool:
     """Whether nobody uses it now."""
     lock = _exclusive_lock(entry)
@@ -181,10 +201,12 @@ def _exclusive_lock(entry: Entry) -> int | None:
         return None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(lock), (entry.folder / LOCK).lstat()):  # else removed since, and made anew
+            return lock
     except OSError:
-        os.close(lock)
-        return None
-    return lock
+        pass
+    os.close(lock)
+    return None
 
 
 def remove(entry: Entry) -> bool:

@@ -1,9 +1,10 @@
 """The SHA-256 of every sample's content: what it is found by in the cache.
 
 Reading all files to know that nothing changed costs as much as decoding small ones, so digests are remembered, by
-path, size, time of modification, inode and device. A file that is written anew with the same size within the clock's
-resolution could pass for the old one; therefore nothing is remembered of a file that is younger than two seconds. Who
-sets a file's time back after an edit in place deceives the memo: `verify` reads all.
+path, size, times of modification and of change, inode and device. The time of change cannot be set back, as the other
+can, by whoever copies or unpacks files. A file that is written anew with the same size within the clock's resolution
+could pass for the old one; therefore nothing is remembered of a file that is younger than two seconds. On file systems
+whose clocks or inodes are not to be trusted `verify` reads all.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from transferctl import scratch
+from transferctl.cache import entries
 from transferctl.contracts import BadSample
 from transferctl.errors import DataError
 from transferctl.images import ImageFiles, read_bytes
@@ -111,7 +113,7 @@ def _stamp(path: str) -> bytes:
         status = os.stat(path)
     except (OSError, ValueError):
         return b""
-    parts = f"{status.st_size} {status.st_mtime_ns} {status.st_ino} {status.st_dev} "
+    parts = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino} {status.st_dev} "
     where = path if path.startswith("/") else os.path.abspath(path)
     text = parts.encode() + where.encode("utf-8", "surrogateescape")
     return hashlib.blake2b(text, digest_size=16).digest()
@@ -182,7 +184,7 @@ class Memo:
         self._database.close()
         if self._damaged:
             with contextlib.suppress(OSError):
-                _forget(self._path)
+                entries.remove_memo(self._path.parent)
 
     def __enter__(self) -> Memo:
         return self
@@ -193,25 +195,20 @@ class Memo:
 
 def open_memo(root: Path, limit: int) -> Memo | None:
     """The memo in a cache's folder. One that has grown too large, or that is damaged, begins anew."""
-    path = root / "digests.sqlite"
+    path = root / entries.MEMO
     try:
         root.mkdir(parents=True, exist_ok=True)
         if path.exists() and path.stat().st_size > limit // MEMO_PART:
-            _forget(path)
+            entries.remove_memo(root)
         try:
             return Memo(path)
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):  # busy, read-only, full
                 return None
-            _forget(path)
+            entries.remove_memo(root)
             return Memo(path)
     except (OSError, sqlite3.Error):
         return None
-
-
-def _forget(path: Path) -> None:
-    for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
-        path.with_name(name).unlink(missing_ok=True)
 
 
 def _in_parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from transferctl import scratch
 from transferctl.cache.shards import KEY_BYTES
-
-CHUNK = 1 << 16  # samples at a time: what is computed of them lies in memory
 
 
 class KeyIndex:
@@ -30,7 +26,7 @@ class KeyIndex:
     def _sorted(self) -> np.ndarray:
         """uint64 [n] in order: the sample in the low bits, and as many bits of its key as fit above."""
         packed = scratch.empty(len(self.keys), np.uint64)
-        for part in chunks(len(self.keys)):
+        for part in scratch.pieces(len(self.keys)):
             packed[part] = self._prefix(self.keys[part]) | np.arange(part.start, part.stop, dtype=np.uint64)
         packed.sort()
         return packed
@@ -46,7 +42,7 @@ class KeyIndex:
     def _firsts(self) -> np.ndarray:
         first = scratch.empty(len(self.keys), np.int32)
         leader, content = -1, np.zeros((1, KEY_BYTES // 8), np.uint64)
-        for part in chunks(len(self.keys)):
+        for part in scratch.pieces(len(self.keys)):
             samples = self._samples(self._in_order[part])
             content = np.concatenate([content[-1:], words(self.keys[samples])])
             same = (content[1:] == content[:-1]).all(axis=1) & content[1:].any(axis=1)
@@ -74,8 +70,3 @@ class KeyIndex:
 def words(keys: np.ndarray) -> np.ndarray:
     """uint64 [n, 4]."""
     return np.ascontiguousarray(keys).view("<u8")
-
-
-def chunks(n: int) -> Iterator[slice]:
-    for start in range(0, n, CHUNK):
-        yield slice(start, min(start + CHUNK, n))

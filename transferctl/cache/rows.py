@@ -12,11 +12,12 @@ from typing import Self
 import numpy as np
 
 from transferctl import scratch
-from transferctl.cache.keyindex import KeyIndex, chunks
+from transferctl.cache.keyindex import KeyIndex
 from transferctl.cache.shards import Damaged, ShardWriter
 from transferctl.cache.store import OpenEntry
 from transferctl.errors import ResourceError
 
+SHARD_S = 60.0  # then a shard is finished, full or not: a kill costs no more
 SHARD_SHIFT = 32  # a place: the shard's number above, the row in it below
 
 
@@ -31,8 +32,7 @@ class Rows:
         takes no more."""
         self._row_bytes, self._entry, self._give_up = row_bytes, entry, give_up
         self._index = KeyIndex(keys)
-        self._places = scratch.empty(len(keys), np.int64)
-        self._places[:] = -1
+        self._places = scratch.filled(len(keys), -1, np.int64)
         self._shards: list[np.ndarray] = []  # each uint8 [rows, row_bytes], mapped
         self._writer: ShardWriter | None = None
         self._private = entry is None
@@ -59,13 +59,19 @@ class Rows:
         return len(self._places)
 
     @property
+    def distinct(self) -> int:
+        """How many different keys the samples have."""
+        parts = scratch.pieces(len(self))
+        return sum(int((self._index.first[part] == np.arange(part.start, part.stop)).sum()) for part in parts)
+
+    @property
     def missing(self) -> np.ndarray:
         """int64, in order: the samples whose rows are not there yet; of samples with equal keys, the first."""
-        wanted = [self._missing_in(part) for part in chunks(len(self))]
+        wanted = [self._missing_in(part) for part in scratch.pieces(len(self))]
         count = sum(map(np.count_nonzero, wanted))
         missing = scratch.empty(int(count), np.int64)
         done = 0
-        for part, flags in zip(chunks(len(self)), wanted, strict=True):
+        for part, flags in zip(scratch.pieces(len(self)), wanted, strict=True):
             found = np.flatnonzero(flags) + part.start
             missing[done : done + len(found)] = found
             done += len(found)
@@ -113,7 +119,7 @@ class Rows:
             written = positions[done : done + writer.rows - before]
             self._places[written] = ((len(self._shards) - 1) << SHARD_SHIFT) + np.arange(before, writer.rows)
             done += len(written)
-            if not writer.room:
+            if not writer.room or writer.age_s > SHARD_S:
                 self._finish_shard()
 
     def _part(self, positions: np.ndarray, keys: np.ndarray) -> None:

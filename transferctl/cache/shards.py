@@ -80,13 +80,6 @@ class Shard:
         if hashlib.file_digest(file, "sha256").hexdigest() != self.sha256:
             raise Damaged("its checksum is another")
 
-    def remove(self) -> None:
-        """The manifest first: what has none does not exist. Where this may not be, the shard stays, to be found
-        damaged again."""
-        with contextlib.suppress(OSError):
-            self.path.with_suffix(".json").unlink(missing_ok=True)
-            self.path.unlink(missing_ok=True)
-
     @contextlib.contextmanager
     def _opened(self) -> Iterator[io.BufferedReader]:
         with _as_damage(), _open_regular(self.path) as file:
@@ -94,6 +87,17 @@ class Shard:
             if size != wanted:
                 raise Damaged(f"it has {size:,} bytes instead of {wanted:,}")
             yield file
+
+
+def remove_shard(path: Path) -> bool:
+    """The manifest first: what has none does not exist. Where this may not be the shard stays, to be found damaged
+    again: False."""
+    try:
+        path.with_suffix(".json").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -131,7 +135,7 @@ def read_json(path: Path, most: int) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise Damaged("its manifest is none")
+        raise Damaged("its description is no JSON object")
     return found
 
 
@@ -195,6 +199,11 @@ class ShardWriter:
         with contextlib.suppress(OSError):  # file systems without locks; its age protects it, and shards are small
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._digest, self._keys = hashlib.sha256(), list[bytes]()
+        self._opened = time.monotonic()
+
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self._opened
 
     @property
     def room(self) -> int:

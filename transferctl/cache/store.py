@@ -26,6 +26,7 @@ from transferctl.cache.shards import (
     manifests,
     read_manifest,
     remove_leftovers,
+    remove_shard,
 )
 from transferctl.sizes import in_words
 from transferctl.wording import printable
@@ -126,14 +127,14 @@ class OpenEntry:
 def drop(path: Path, row_bytes: int, damage: Damaged, warn: Callable[[str], None]) -> None:
     """Say that a shard is damaged, and remove it; one that merely cannot be read stays."""
     try:
-        rows = f"its {max(1, path.lstat().st_size // (row_bytes + KEY_BYTES)):,} rows"
-    except OSError:
+        rows = f"its {read_manifest(path.with_suffix('.json')).rows:,} rows"
+    except Damaged:
         rows = "its rows"
     if isinstance(damage, Unreadable):
         warn(f"{printable(str(path))}: cannot be read ({damage}); {rows} are computed again")
         return
     warn(f"{printable(str(path))}: damaged ({damage}); {rows} are computed again")
-    Shard(path, 0, row_bytes, "").remove()
+    remove_shard(path)
 
 
 def shard_bytes(most_rows: int, row_bytes: int) -> int:
@@ -156,8 +157,7 @@ def lacking(root: Path, limit: int, n_bytes: int, kept: int) -> int:
 def total_bytes(root: Path) -> tuple[int, list[entries.Entry]]:
     """Of all entries and of the memo of digests; and the entries, in the order in which they are removed."""
     found = entries.found(root)
-    memo = sum(path.lstat().st_size for path in root.glob("digests.sqlite*")) if root.is_dir() else 0
-    return memo + sum(entry.bytes for entry in found), found
+    return entries.memo_bytes(root) + sum(entry.bytes for entry in found), found
 
 
 def make_room(root: Path, limit: int, n_bytes: int) -> None:
