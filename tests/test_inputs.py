@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from transferctl import frozen
 from transferctl.cache import hashes
+from transferctl.cli import app
 from transferctl.images import ImageFiles
 
 Call = Callable[..., dict[str, Any]]
@@ -185,3 +187,17 @@ def test_check_says_what_is_computed_once_and_what_it_takes(spec: Path, call: Ca
     unkept = call("check", spec, *arguments, "--set", "cache=none")["frozen_work"]
     assert unkept[0]["kept"].endswith("until the run ends")
     assert call("check", spec)["frozen_work"] == []
+
+
+def test_what_has_nothing_to_compute_ahead_says_so(spec: Path) -> None:
+    def said(*settings: str) -> str:
+        words = [word for text in settings for word in ("--set", text)]
+        result = CliRunner().invoke(app, ["finetune", str(spec), *words, "--runs-dir", str(spec.parent / "runs")])
+        assert result.exit_code == 0
+        return " ".join(result.output.split())
+
+    assert "finetune does not use: cache, compile" in said("epochs=1", "frozen=none", "cache=none", "compile=never")
+    thawing = said("epochs=2", "frozen={1: layer4, 2: none}", "cache=none")
+    assert "no leading stage stays frozen in all epochs, so nothing is computed ahead" in thawing
+    kept = said("epochs=1", "frozen=layer4", "augment=none", "cache=none")
+    assert "activations after layer4 are computed once and kept in" in kept and "until the run ends" in kept

@@ -159,7 +159,7 @@ def test_decoding_may_reduce_a_jpeg_to_twice_the_size_unless_it_is_to_be_whole()
     whole = resolve(PreprocessSettings(decode="whole"), default)
     assert short_side_needed(whole, None) == short_side_needed(whole, AugmentSettings()) == 0
     assert "JPEG decoded whole" in str(whole) and "JPEG" not in str(default)
-    assert Preprocessing.from_dict(whole.as_dict()) == whole
+    assert Preprocessing.from_dict(whole.as_dict()) == whole == resolve(PreprocessSettings(), whole)
 
 
 def test_one_size_given_keeps_the_weights_ratio() -> None:

@@ -73,7 +73,7 @@ def resolve(asked: PreprocessSettings, default: Preprocessing) -> Preprocessing:
         mean=asked.mean or default.mean,
         std=asked.std or default.std,
         interpolation=asked.interpolation or default.interpolation,
-        decode=asked.decode,
+        decode=asked.decode or default.decode,
     )
 
 

@@ -64,13 +64,14 @@ def score_best(
     # with C classes a confusion matrix is C² numbers, a line each in summary.json: the best epoch's will do
     run.summary["last"] = last | {"val": results.headline(last["val"])}
     which = "the last" if best["epoch"] == last["epoch"] else f"best of {last['epoch']}"
-    results.show_metrics(display, f"Validation, epoch {best['epoch']} ({which})", metrics)
+    which = "the converged head" if "probe" in run.summary else f"epoch {best['epoch']} ({which})"
+    results.show_metrics(display, f"Validation, {which}", metrics)
     if target.test:
         predictions = Predictions()
         scored.append((target.test, predictions))
         metrics = measure(model, task, batches_of(target.test), forward, compute, record=predictions)
         run.summary["test"] = metrics
         run.log_metrics(split="test", **results.headline(metrics))
-        results.show_metrics(display, "Test, scored once with the best epoch", metrics)
+        results.show_metrics(display, f"Test, scored once, {which}", metrics)
     results.show_classes(display, metrics)
     results.write_predictions(run, target.classes, scored)

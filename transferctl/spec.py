@@ -116,10 +116,11 @@ class PreprocessSettings(Settings):
     mean: Triple | None = Field(None, description="Channel means, of values in 0–1.")
     std: Triple | None = Field(None, description="Channel standard deviations, of values in 0–1.")
     interpolation: Literal["bilinear", "bicubic"] | None = Field(None, description="How to resize.")
-    decode: Literal["reduced", "whole"] = Field(
-        "reduced",
-        description="reduced: a JPEG of at least four times `resize` is decoded at a half, a quarter or an eighth of "
-        "its size, never below twice `resize`, which is faster and moves features by a few per cent; whole: as it is.",
+    decode: Literal["reduced", "whole"] | None = Field(
+        None,
+        description="reduced (the default): a JPEG of at least four times `resize` is decoded at a half, a quarter or "
+        "an eighth of its size, never below twice `resize`: faster, and features move by a few per cent; whole: as it "
+        "is.",
     )
 
     @model_validator(mode="after")
