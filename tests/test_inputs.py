@@ -30,7 +30,7 @@ SETTINGS = {
     "source cached, target mixed": [
         "frozen=layer2", "augment={cutmix: 1.0}", "source={train: train, val: val, label_smoothing: 0.1}"
     ],
-    "penalties": ["frozen=layer2", "augment=none", "penalties={l2sp: 0.1, lwf: 0.1, delta: 0.01}",
+    "penalties": ["frozen=layer2", "augment=none", "penalties={l2sp: 0.1, lwf: 0.1, delta: 0.01, ewc: {weight: 1, samples: 20}, cotuning: 0.1}",
                   "source={train: train, val: val}"],
 }  # fmt: skip
 
@@ -117,7 +117,8 @@ def test_images_that_come_again_are_decoded_once(
     tuned, _ = _finetuned(spec, pretrained, call, "frozen=layer3", "augment=none")
     assert len(decoded) == len(set(decoded)) == 36 + 15
     decoded.clear()
-    _finetuned(spec, pretrained, call, "frozen=layer3", "augment=none", "optimizer.lr=0.001")
+    known = ("source={train: train, val: val}", "penalties={ewc: {weight: 1, samples: 20}, cotuning: 0.1}")
+    _finetuned(spec, pretrained, call, "frozen=layer3", "augment=none", "optimizer.lr=0.001", *known)
     call("eval", tuned["run"], "--runs-dir", spec.parent / "runs")
     assert decoded == []
 

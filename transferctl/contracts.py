@@ -114,8 +114,9 @@ class PenaltyStart:
     """What a penalty is built from, before the first step.
 
     model: as it starts; original: its frozen copy. batches(name, most): training images of "target" or "source", or
-    the images of "source_val", on the model's device, each once, not augmented; `most` samples, drawn by the seed, or
-    all (None); no batch where there is no such data. seed: keys what is drawn. note: tells people what was inferred.
+    the images of "source_val", or what frozen stages made of them (`Batch.after`), on the model's device, each once,
+    not augmented; `most` samples, drawn by the seed, or all (None); no batch where there is no such data. seed: keys
+    what is drawn. note: tells people what was inferred.
     """
 
     model: TransferModel

@@ -174,7 +174,7 @@ def _objective(setup: _Setup) -> Objective:
     original = Original(model, setup.compute)
     looked_at = {domain: data.train for domain, data in setup.domains.items()}
     looked_at |= {"source_val": setup.domains["source"].val} if "source" in setup.domains else {}
-    penalties = penalising.build(spec, model, original, setup.task, looked_at, setup.compute, setup.display)
+    penalties = penalising.build(spec, model, original, setup.inputs, looked_at, setup.display)
     return Objective(setup.task, target_weight, penalties, original, setup.losses)
 
 

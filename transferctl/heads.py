@@ -84,8 +84,8 @@ def solve(
     seed: int,
     run: Run | None,
 ) -> tuple[Fitted, dict[str, Any]]:
-    """The converged linear head by L-BFGS, left in the model, and what there is to say of it. Validation data is
-    scored once, and chooses nothing.
+    """The converged linear head by L-BFGS, left in the model, and what there is to say of it. Validation data
+    chooses nothing.
 
     An epoch is an iteration: each takes the whole training data. Where `balance: sampling` would draw classes as
     often, they weigh the same: the mean over many draws. Raises DataError as `refuse_too_few` does.

@@ -64,13 +64,20 @@ class Inputs:
     def scoring_batches(self, split: Split, batch_size: int = SCORING_BATCH) -> Iterator[Batch]:
         """The split in order, once, not augmented. Raises BrokenSamples."""
         table = self._table(split)
-        if table is not None:
+        if table is not None and not table.views:
             return features.evaluation_batches(table, batch_size)
         workers = loaders.workers_for(self._workers, split)
         batches = loaders.evaluation_batches(
             split, self._task, self._preprocessing, batch_size=batch_size, workers=workers
         )
         return map(self._through_stages, batches)
+
+    def drawn_batches(self, split: Split, positions: np.ndarray, batch_size: int) -> Iterator[Batch]:
+        """As scoring_batches, but these samples of the split alone."""
+        table = self._table(split)
+        if table is None or table.views:
+            return self.scoring_batches(split.rows(positions), batch_size)
+        return (table.batch(positions[start : start + batch_size]) for start in range(0, len(positions), batch_size))
 
     def training_stream(
         self,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from transferctl import plugins
-from transferctl.contracts import Batch, Penalty, PenaltyStart, Task
+from transferctl.contracts import Batch, Penalty, PenaltyStart
 from transferctl.data import Split
-from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.errors import Problem, SpecError
 from transferctl.inputs import Inputs
@@ -62,37 +62,32 @@ def build(
     spec: Spec,
     model: TransferModel,
     original: Original,
-    task: Task,
+    inputs: Inputs,
     splits: Mapping[str, Split],
-    compute: Compute,
     display: Display,
 ) -> dict[str, Penalty]:
     """splits: what PenaltyStart.batches may ask for, as far as it is there."""
-    batches = partial(_batches, spec, model, task, splits, compute, display)
+    batches = partial(_batches, inputs, spec.seed, splits, display)
     start = PenaltyStart(model, original, batches, spec.seed, display.note)
     chosen = spec.penalties.chosen()
     return {name: plugins.load("penalties", name).build(settings, start) for name, settings in chosen.items()}
 
 
 def _batches(
-    spec: Spec,
-    model: TransferModel,
-    task: Task,
-    splits: Mapping[str, Split],
-    compute: Compute,
-    display: Display,
-    name: str,
-    most: int | None,
+    inputs: Inputs, seed: int, splits: Mapping[str, Split], display: Display, name: str, most: int | None
 ) -> Iterator[Batch]:
     """See PenaltyStart. In the split's order, so that what is read ahead lies together."""
     if not len(splits.get(name, ())):
         return
     split = splits[name]
-    if most is not None and most < len(split):
-        drawn = np.random.default_rng([spec.seed, 3]).permutation(len(split))[:most]
-        split = split.rows(np.sort(drawn))
-    batches = Inputs(task, model.preprocessing, spec.workers, compute).scoring_batches(split, STATISTICS_BATCH)
-    with display.progress(f"penalties look at {name}", len(split)) as progress:
+    n = min(len(split), most or len(split))
+    if n < len(split):
+        drawn = np.sort(np.random.default_rng([seed, 3]).permutation(len(split))[:n])
+        batches = inputs.drawn_batches(split, drawn, STATISTICS_BATCH)
+    else:
+        batches = inputs.scoring_batches(split, STATISTICS_BATCH)
+    with display.progress(f"penalties look at {name}", n) as progress:
         for batch in batches:
-            yield batch.to(compute.device)
+            here = batch.to(inputs.compute.device)
+            yield replace(here, inputs=here.inputs.float()) if here.after else here  # gradients are taken in fp32
             progress.advance(len(batch.labels))

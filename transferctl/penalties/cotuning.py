@@ -94,4 +94,4 @@ def relation(target: Iterable[LabelledLogits], temperature: float, n_classes: in
 def _source_logits(start: PenaltyStart, images: str) -> Iterator[LabelledLogits]:
     head = start.original.model.heads["source"]
     for batch in start.batches(images, None):
-        yield head(start.original.features(batch.inputs).in_fp32()), batch.labels
+        yield head(start.original.features(batch.inputs, batch.after).in_fp32()), batch.labels

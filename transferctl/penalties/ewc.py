@@ -84,7 +84,7 @@ def _fisher(settings: Settings, start: PenaltyStart) -> tuple[dict[str, Tensor],
     for batch in start.batches("source", settings.samples):
         for i in range(len(batch.labels)):
             image, label = batch.inputs[i : i + 1], batch.labels[i : i + 1]
-            logits = network.heads["source"](network.features(image).in_fp32())
+            logits = network.heads["source"](network.features(image, batch.after).in_fp32())
             if settings.fisher == "model":
                 label = torch.full_like(label, _draw(logits, random))
             gradients = torch.autograd.grad(
