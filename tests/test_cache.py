@@ -711,6 +711,22 @@ def test_what_is_not_ours_is_never_removed(root: Path) -> None:
 # -- another version, and where it is -----------------------------------------------------------------
 
 
+def test_many_small_shards_are_more_than_the_usual_limit_of_open_files(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_ROWS", 1)
+    Folder(root).fill(*range(100))
+    limits, warnings = resource.getrlimit(resource.RLIMIT_NOFILE), list[str]()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 50, limits[1]))
+    try:
+        cache = open_cache(CacheSettings(path=root), warnings.append)
+        with cache.rows(PRODUCT, keys_of(*range(100))) as found:
+            assert len(found.missing) == 0 and warnings == []
+            assert np.array_equal(found.read(np.arange(100)), values_of(*range(100)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 def test_entries_of_another_version_are_said_counted_and_removed_first(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

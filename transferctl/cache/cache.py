@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import resource
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -80,11 +82,19 @@ class Cache:
         )
 
 
+def _allow_many_files() -> None:
+    """Each mapped shard holds a descriptor; the usual limit of 1,024 is a courtesy to programs that use select()."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def open_cache(settings: CacheSettings, warn: Callable[[str], None]) -> Cache:
     """Raises SpecError where its folder is no folder."""
     if settings.path == "none":
         return Cache(None, settings.limit, warn, verify=settings.verify)
     root = entries.root_of(settings.path)
+    _allow_many_files()
     if others := [entry for entry in entries.found(root) if entry.format != FORMAT]:
         warn(
             f"{printable(str(root))}: {counted(len(others), 'entry', 'entries')} of cache format {others[0].format}, "
