@@ -1,7 +1,8 @@
 """transferctl against the loops that people write, in one session: time, images a second, memory, accuracy.
 
     export TRANSFERCTL_REAL_DATA=…                          (the folder with ants-bees, tiny-imagenet-mini and weights)
-    python tests/benchmarks/speed.py OUT                    (about 40 minutes on two quiet cores; --turns 2: 30)
+    python tests/benchmarks/speed.py OUT                    (about 40 minutes on two quiet cores; --turns 2: 30;
+                                                             ten seeds take 20 more)
     python tests/benchmarks/speed.py OUT --quick            (a few minutes, into OUT/quick: to try the script; its figures say nothing)
     python tests/benchmarks/speed.py OUT --full             (into OUT/full: every training run to its end, most of a day)
 
