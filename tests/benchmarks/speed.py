@@ -6,7 +6,7 @@
     python tests/benchmarks/speed.py OUT --quick            (a few minutes, into OUT/quick: to try the script; its figures say nothing)
     python tests/benchmarks/speed.py OUT --full             (into OUT/full: every training run to its end, most of a day)
 
-Given the OUT of an earlier session it goes on there: whole turns and seeds that OUT/speed.json has are not run again.
+Given the OUT of an earlier run it goes on there: whole turns and seeds that OUT/speed.json has are not run again.
 Ends with OUT/speed.json (every raw timing), OUT/speed.md, and the same table on the terminal. Jobs: 2,000 training and
 400 validation photographs, ResNet-50, 224 pixels, 10 epochs, batches of 32, validated each epoch; material.py says what
 the images and the weights are, contenders.py what transferctl is measured against. All get the same files, weights,
@@ -68,7 +68,7 @@ class Session:
     seen: list[dict[str, Any]] = field(default_factory=list)
 
     def resume(self, jobs: list[Job]) -> None:
-        """Take up the turns and seeds of an earlier session that had come to their end."""
+        """Take up the turns and seeds of an earlier run that had come to their end."""
         written = self.out / "speed.json"
         rows = json.loads(written.read_text(encoding="utf-8")) if written.exists() else []
         last = {(job.name, contenders_of(job)[-1]) for job in jobs}  # what each job ends with
