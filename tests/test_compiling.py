@@ -43,14 +43,14 @@ def decided(asked: str, n_images: int) -> compiling.Decision:
 def test_it_compiles_where_the_images_make_up_for_it(rates: Callable[[float, float], None]) -> None:
     rates(100.0, 120.0)
     assert decided("auto", 11_000).network is None  # 110 s, of which a sixth would be saved: 18 s
-    network, why = decided("auto", 13_000)
+    network, why, _ = decided("auto", 13_000)
     assert network is not None and "then 120 images/s against 100" in why
     assert decided("always", 1).network is not None
 
 
 def test_what_compiling_makes_slower_is_not_used(rates: Callable[[float, float], None]) -> None:
     rates(35.0, 5.0)
-    network, why = decided("auto", 100_000)
+    network, why, _ = decided("auto", 100_000)
     assert network is None and "5 images/s against 35: not used" in why
 
 
@@ -59,7 +59,7 @@ def test_without_a_compiler_the_fused_network_goes_on(monkeypatch: pytest.Monkey
         raise RuntimeError("no g++")
 
     monkeypatch.setattr(compiling, "_compiled", cannot)
-    assert decided("always", 1) == (None, "cannot be compiled (RuntimeError: no g++)")
+    assert decided("always", 1) == (None, "cannot be compiled (RuntimeError: no g++)", True)
 
 
 def stages_of(compile_: str) -> FrozenStages:
@@ -72,7 +72,7 @@ def stages_of(compile_: str) -> FrozenStages:
 
 def test_what_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "_compiled", lambda *_: lambda x: 1.01 * x)
-    network, why = compiling.decide("always", 1, nn.ReLU(), nn.ReLU(), EXAMPLE, largest_error=0.001)
+    network, why, _ = compiling.decide("always", 1, nn.ReLU(), nn.ReLU(), EXAMPLE, largest_error=0.001)
     assert network is None and "off by 1.0%" in why
 
 
@@ -116,13 +116,17 @@ class Counted:
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-def test_extract_compiles_where_it_is_told_to(spec: Path, call: Callable[..., dict[str, Any]]) -> None:
-    """Whatever torch.compile returns, the run goes through, on batches larger and smaller than a chunk."""
+def test_extract_compiles_where_it_is_told_to(
+    spec: Path, call: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what torch.compile returns, as it is."""
+    is_compiled = lambda network: isinstance(network, torch._dynamo.OptimizedModule)  # noqa: E731
+    monkeypatch.setattr(compiling, "_images_per_second", lambda network, _: 2.0 if is_compiled(network) else 1.0)
     words = ["--runs-dir", spec.parent / "runs", "--set", "backbone.name=squeezenet1_1"]
     plain = call("extract", spec, *words, "--set", "compile=never", "--set", "cache=none")
     compiled = call("extract", spec, *words, "--set", "compile=always", "--set", "cache=none")
     assert compiled["best"]["val"]["loss"] == pytest.approx(plain["best"]["val"]["loss"], rel=1e-3)
-    assert "frozen stages: compiled in" in (Path(compiled["run"]) / "log.txt").read_text()
+    assert "s, then 2 images/s against 1\n" in (Path(compiled["run"]) / "log.txt").read_text()
 
 
 def test_it_is_decided_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,6 +141,19 @@ def test_it_is_decided_once(monkeypatch: pytest.MonkeyPatch) -> None:
     stages.prepare(10, 4)
     stages.prepare(20, 4)
     assert asked == [10]
+
+
+def test_too_few_images_are_no_answer_for_more(
+    rates: Callable[[float, float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A validation split is small; the training that comes after it may make up for compiling."""
+    rates(100.0, 120.0)
+    stages = stages_of("auto")
+    monkeypatch.setattr(compiling, "relative_error", lambda *_: 0.0)  # what `rates` calls compiled computes nothing
+    stages.prepare(11_000, 64)
+    assert stages._compiled is None
+    stages.prepare(13_000, 64)
+    assert stages._compiled is not None
 
 
 def test_few_images_and_never_cost_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:

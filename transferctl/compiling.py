@@ -22,10 +22,12 @@ Network = Callable[[Tensor], Tensor]
 
 
 class Decision(NamedTuple):
-    """network: what to run on inputs of the example's shape; None: as before. why: for people."""
+    """network: what to run on inputs of the example's shape; None: as before. why: for people. final: whether more
+    images would change nothing."""
 
     network: Network | None
     why: str
+    final: bool = True
 
 
 def decide(
@@ -39,7 +41,7 @@ def decide(
     saved = expected * (1 - 1 / EXPECTED_SPEEDUP)
     if asked == "auto" and saved < EXPECTED_S:
         why = f"not compiled: {n_images:,} images at {before:,.0f}/s, where compiling would save about {saved:.0f} s"
-        return Decision(None, f"{why} and take about {EXPECTED_S:.0f}")
+        return Decision(None, f"{why} and take about {EXPECTED_S:.0f}", final=False)
     started = time.perf_counter()
     try:
         compiled = _compiled(plain, example)

@@ -85,29 +85,20 @@ class FrozenStages:
             return torch.cat([self._activations(part) for part in torch.split(inputs, size)])
 
     def prepare(self, n_images: int, batch_size: int) -> None:
-        """Compile the stages if so many images, still to be computed in such batches, make up for it; say so. Once."""
+        """Compile the stages if so many images, still to be computed in such batches, make up for it; say so. What was
+        compiled, or cannot be with profit, is not tried again."""
         size = min(self._size, batch_size)
         asked_for = self._compile == "always" or (self._compile == "auto" and n_images > LEAST_CHUNKS * size)
         if self._is_decided or not asked_for:
             return
-        self._is_decided = True
         with torch.inference_mode(False), torch.no_grad(), self._autocast():
             example = self._noise(size)
-            network, why = compiling.decide(
+            network, why, self._is_decided = compiling.decide(
                 self._compile, n_images, self._plain, self._net, example, LARGEST_ERROR[self._dtype]
             )
         if network is not None:
             self._compiled, self._size = network, size
         self._display.note(f"frozen stages: {why}")
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._compute.device.type, torch.bfloat16, enabled=self._compute.bf16)
-
-    def _noise(self, n: int) -> Tensor:
-        """As normalised images come: [n, 3, H, W]."""
-        side = self.preprocessing.crop
-        noise = torch.randn(n, 3, side, side, generator=torch.Generator().manual_seed(0)).to(self._compute.device)
-        return noise.contiguous(memory_format=torch.channels_last)
 
     def of(self, batch: Batch) -> Batch:
         """The batch with activations in place of its images."""
@@ -140,6 +131,15 @@ class FrozenStages:
         weights = str(identity["weights"])[:8]
         title = f"{self._model.backbone.name} {weights} {what}, {sizes}, {str(self._dtype)[6:]}"
         return Product(identity, self.row_bytes, title)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._compute.device.type, torch.bfloat16, enabled=self._compute.bf16)
+
+    def _noise(self, n: int) -> Tensor:
+        """As normalised images come: [n, 3, H, W]."""
+        side = self.preprocessing.crop
+        noise = torch.randn(n, 3, side, side, generator=torch.Generator().manual_seed(0)).to(self._compute.device)
+        return noise.contiguous(memory_format=torch.channels_last)
 
     def _activations(self, images: Tensor) -> Tensor:
         x: Tensor = normalise(images, self._model.preprocessing)
