@@ -245,7 +245,7 @@ def test_where_the_cache_has_no_room_the_stages_run_each_time(
     source.compute_ahead(
         split, "target.val", Cache(tmp_path / "c", 100, pytest.fail), Display(as_json=True), views=None
     )
-    assert not source.tables and not list((tmp_path / "c").glob("v*"))
+    assert not source.tables and not (tmp_path / "c").exists()
     assert "target.val: its activations after layer1 take 4 × 16.4 kB" in " ".join(capsys.readouterr().err.split())
     (batch,) = source.scoring_batches(split)
     assert batch.after == 2

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from transferctl.cache.settings import CacheSettings
 
 
+LEAST_WITH_MEMO = 10**6  # bytes of a limit, of which a memo may take a tenth
+
+
 class Cache:
     """root: the folder; None keeps rows in temporary files alone. limit: bytes that it may take. verify: whether files
     are read to see whether they changed. warn: tells people what went wrong, each thing once."""
@@ -63,10 +66,10 @@ class Cache:
         return sum(entry.bytes for entry in found if (entry.key, entry.format) == (product.key, FORMAT))
 
     def memo(self) -> Memo | None:
-        """Digests of files from earlier runs. None where none can be kept."""
+        """Digests of files from earlier runs. None where none can be kept, or the limit has no room for one."""
         from transferctl.cache.hashes import open_memo
 
-        return open_memo(self.root, self.limit) if self.root else None
+        return open_memo(self.root, self.limit) if self.root and self.limit >= LEAST_WITH_MEMO else None
 
     def _say(self, text: str) -> None:
         if text not in self._said:
