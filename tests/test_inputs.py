@@ -30,8 +30,10 @@ SETTINGS = {
     "source cached, target mixed": [
         "frozen=layer2", "augment={cutmix: 1.0}", "source={train: train, val: val, label_smoothing: 0.1}"
     ],
-    "penalties": ["frozen=layer2", "augment=none", "penalties={l2sp: 0.1, lwf: 0.1, delta: 0.01, ewc: {weight: 1, samples: 20}, cotuning: 0.1}",
-                  "source={train: train, val: val}"],
+    "penalties": [
+        "frozen=layer2", "augment=none", "source={train: train, val: val}",
+        "penalties={l2sp: 0.1, lwf: 0.1, delta: 0.01, ewc: {weight: 1, samples: 20}, cotuning: 0.1}",
+    ],
 }  # fmt: skip
 
 
@@ -57,7 +59,8 @@ def _finetuned(spec: Path, pretrained: Path, call: Call, *settings: str) -> tupl
 def test_cached_and_uncached_training_give_the_same_weights(
     name: str, spec: Path, pretrained: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In fp32, where only the order of sums differs: to a twentieth of the way that the weights went."""
+    """In fp32, where only the order of sums differs: to a twentieth of the way that the weights went, and a hundredth
+    of each tensor's norm (biases begin at 0)."""
     cached, weights = _finetuned(spec, pretrained, call, *SETTINGS[name])
     no_room, _ = _finetuned(spec, pretrained, call, *SETTINGS[name], "cache.limit=1")
     monkeypatch.setattr(frozen, "leading", lambda *_: 0)
@@ -67,17 +70,14 @@ def test_cached_and_uncached_training_give_the_same_weights(
         if "source" in whole:
             assert answer["source"]["after"]["loss"] == pytest.approx(whole["source"]["after"]["loss"], rel=2e-3)
     start = load_file(Path(whole["run"]) / "checkpoints" / "start" / "model.safetensors")
-    moved = {key for key, tensor in expected.items() if tensor.is_floating_point() and key in start} - _still(
-        start, expected
-    )
-    assert moved and _distance(weights, expected, moved) <= 0.05 * _distance(start, expected, moved)
+    assert 20 * _distance(weights, expected) <= (moved := _distance(start, expected)) and moved > 0
+    for key, tensor in expected.items():
+        if tensor.is_floating_point():
+            assert float((weights[key] - tensor).norm()) <= 0.01 * float(tensor.norm().clamp_min(1e-2)), key
 
 
-def _still(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> set[str]:
-    return {key for key, tensor in one.items() if torch.equal(tensor, other[key])}
-
-
-def _distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], keys: set[str]) -> float:
+def _distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    keys = [key for key, tensor in other.items() if tensor.is_floating_point() and key in one]
     return float(sum((one[key] - other[key]).double().square().sum() for key in keys)) ** 0.5
 
 
