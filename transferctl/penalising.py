@@ -80,7 +80,7 @@ def _batches(
     if not len(splits.get(name, ())):
         return
     split = splits[name]
-    n = min(len(split), most or len(split))
+    n = len(split) if most is None else min(most, len(split))
     if n < len(split):
         drawn = np.sort(np.random.default_rng([seed, 3]).permutation(len(split))[:n])
         batches = inputs.drawn_batches(split, drawn, STATISTICS_BATCH)

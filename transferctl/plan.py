@@ -52,8 +52,6 @@ def unused(spec: Spec) -> list[str]:
 
 
 OF_FROZEN_STAGES = ("cache", "compile")
-
-
 OF_THE_JOINT_STEP = ("batch_size", "label_smoothing", "augment", "gradient_cosine")  # keys of `source`
 OF_SGD = (
     "epochs",

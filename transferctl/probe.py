@@ -28,19 +28,7 @@ TOLERANCE = 1e-6  # of the largest component of ∇J, where J has converged
 MOST_ITERATIONS = 2000
 HISTORY = 10  # pairs of steps and gradient changes that L-BFGS keeps
 CHUNK = 1024  # samples: their [m, K·C] logits stay in the processor's cache
-ONE_THREAD_PRODUCTS = 10**8
-
-
-@contextmanager
-def _threads_for(products: int) -> Iterator[None]:
-    """products: multiplications a pass. Threads that wait for each other in many short ones take the longer the busier
-    the cores are: 8 s instead of 0.1 beside other work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if products < ONE_THREAD_PRODUCTS else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+ONE_THREAD_PRODUCTS = 10**8  # multiplications a pass, below which threads do not pay
 
 
 @dataclass(frozen=True)
@@ -217,3 +205,15 @@ class Problem:
             hits += (left_out[rows] * (log_p.argmax(2) == labels[:, None])).sum(0)
         counts = left_out.sum(0)
         return (losses / counts).cpu().numpy(), (hits / counts).cpu().numpy()
+
+
+@contextmanager
+def _threads_for(products: int) -> Iterator[None]:
+    """products: multiplications a pass. Threads that wait for each other in many short ones take the longer the busier
+    the cores are: 8 s instead of 0.1 beside other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if products < ONE_THREAD_PRODUCTS else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
