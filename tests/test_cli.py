@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from transferctl import __version__, cli, loaders
+from transferctl import __version__, cli, signals
 from transferctl.cli import app
 
 VERBS = ["check", "pretrain", "extract", "finetune", "eval", "schema"]
@@ -303,7 +303,7 @@ def heeds_sigint():
 
 def test_a_signal_that_comes_where_an_exception_would_be_lost_is_raised_after_it(heeds_sigint):
     done = False
-    with pytest.raises(KeyboardInterrupt), loaders.signals_wait():
+    with pytest.raises(KeyboardInterrupt), signals.held():
         signal.raise_signal(signal.SIGINT)
         done = True
     assert done and signal.getsignal(signal.SIGINT) is signal.default_int_handler

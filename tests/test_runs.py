@@ -43,7 +43,7 @@ def test_a_line_of_metrics_is_in_the_file_at_once_and_no_number_is_not_json(tmp_
         run.log_metrics(step=1, loss=float("nan"), split="train")
         (line,) = (run.path / "metrics.jsonl").read_text().splitlines()
         assert json.loads(line) == {"step": 1, "loss": None, "split": "train"}
-        assert not (run.path / "summary.json").exists()
+        assert _summary(run)["status"] == "running"
     assert _summary(run)["status"] == "finished"
 
 

@@ -30,6 +30,8 @@ from transferctl.model import BatchNorm, TransferModel
 from transferctl.objective import DomainLoss, Objective
 from transferctl.penalties import l2sp
 from transferctl.preprocess import Preprocessing
+from transferctl.savesettings import Every
+from transferctl.saving import Saver
 from transferctl.tasks import classification
 from transferctl.training import Fitted
 from transferctl.trainsettings import HeadTrainingSettings
@@ -132,7 +134,8 @@ def test_what_is_validated_saved_and_returned_is_the_running_mean(frozen: str, t
     model, labels = tiny_model(), torch.cat([batch.labels for batch in VAL])
     means = [mean.module for mean in _by_hand(tiny_model(), frozen, 3, 0.6)]
     with runs.start(tmp_path, "finetune", "x", "", Display(as_json=True)) as run:
-        fitted = fit(model, settings, run=run, frozen={1: frozen})
+        saver = Saver(run, Every(epochs=1), Display(as_json=True))
+        fitted = fit(model, settings, run=run, saver=saver, frozen={1: frozen})
     expected = [_validation_loss(mean, labels) for mean in means]
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in lines if line["split"] == "val"] == pytest.approx(expected, rel=1e-5)

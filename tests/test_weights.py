@@ -219,7 +219,9 @@ def test_a_later_stage_finds_source_folders_by_every_name_that_the_weights_gave(
     backbone, head = plugin.build("squeezenet1_1", image_size=32, outputs=len(_NAMES))
     model = TransferModel("torchvision", backbone, Preprocessing(36, 32), "classification")
     pipeline.keep_source_head(model, pipeline.Pretrained(backbone, head, _NAMES, model.preprocessing, ""))
-    checkpoint.save(tmp_path, 0, state_for_checkpoint(model), model.describe(), ("best",))
+    checkpoint.save(
+        tmp_path, "step-000000", {"model.safetensors": state_for_checkpoint(model)}, model.describe(), ("best",)
+    )
     restored = restore(checkpoint.load(tmp_path))
     assert (restored.classes["source"], restored.output_names("source")) == (("n0", "n1", "n2"), _NAMES)
     called = starting.outputs_called(["ant", "n2"], restored.output_names("source"), "source.train")

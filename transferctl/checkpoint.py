@@ -1,31 +1,41 @@
 """Checkpoints: a folder a step, each whole or absent; `best`, `last` and `start` are links to them.
 
     checkpoints/step-000120/model.safetensors   every weight: backbone.*, heads.target.*, heads.source.*
+                            state.safetensors   what training goes on from: the optimizer's state, averages
                             manifest.json       architecture, classes, preprocessing, metrics, SHA-256 of the files
+                step-000150-unscored/           between two validations: to resume from, no model to choose
 
-The manifest is written last and the folder renamed into place, so a folder with a proper name is complete.
+The manifest is written last and the folder renamed into place, so a folder with a proper name is complete. Every file
+is on the disk before the manifest that vouches for it, and so is the folder before links point at it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transferctl import jsontext, signals
 from transferctl.errors import CheckpointError, from_os_error
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCHEMA_VERSION = 1
-WEIGHTS_FILE = "model.safetensors"
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)  # 1 has no training state
+WEIGHTS_FILE, STATE_FILE, REFERENCES_FILE = "model.safetensors", "state.safetensors", "references.safetensors"
 LINKS = ("best", "last", "start")
+UNSCORED = "-unscored"
+KEPT = 2  # of those that training can go on from, besides what links point at: should the newest be damaged
+NAME = re.compile(rf"step-([0-9]{{6,12}})({UNSCORED})?")
 
 
 @dataclass(frozen=True)
@@ -36,44 +46,68 @@ class Checkpoint:
     state: dict[str, Tensor]
     manifest: dict[str, Any]
 
+    def tensors(self, file: str) -> dict[str, Tensor]:
+        """Of another of its files, verified; none where it has no such file. Raises CheckpointError."""
+        return _verified(self.path, file, self.manifest["files"]) if file in self.manifest["files"] else {}
+
+
+def name_of(step: int, *, scored: bool = True) -> str:
+    return f"step-{step:06d}" + ("" if scored else UNSCORED)
+
 
 def save(
-    run: Path, step: int, state: Mapping[str, Tensor], manifest: Mapping[str, Any], links: tuple[str, ...]
-) -> None:
-    """Write a checkpoint, point `links` (of LINKS) at it, remove those that no link points at.
+    run: Path, name: str, files: Mapping[str, Mapping[str, Tensor]], manifest: Mapping[str, Any],
+    links: tuple[str, ...] = (),
+) -> None:  # fmt: skip
+    """Write a checkpoint, point `links` (of LINKS) at it, remove older ones. One that is there already, whole, is this
+    very one (a run takes each step once), and only linked. A signal waits.
 
-    Raises ResourceError where the disk refuses; the older checkpoints then stay as they were.
+    files: their tensors, by the file's name. Raises ResourceError where the disk refuses; the older checkpoints then
+    stay as they were.
     """
     from safetensors import SafetensorError
+
+    folder = run / "checkpoints" / name
+    aside = folder.with_name(f".{name}.tmp")
+    with signals.held():
+        try:
+            if not is_whole(run, name):
+                _write(aside, files, manifest)
+                shutil.rmtree(folder, ignore_errors=True)
+                aside.rename(folder)
+                _sync(folder.parent)
+            link(run, dict.fromkeys(links, name))
+            _prune(folder.parent)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise from_os_error(_as_os_error(error), folder) from None
+
+
+def _write(aside: Path, files: Mapping[str, Mapping[str, Tensor]], manifest: Mapping[str, Any]) -> None:
     from safetensors.torch import save_file
 
-    folder = run / "checkpoints" / f"step-{step:06d}"
-    aside = folder.with_name(f".{folder.name}.tmp")
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, aside / WEIGHTS_FILE)
-        _sync(aside / WEIGHTS_FILE)
-        files = {
-            WEIGHTS_FILE: {"sha256": _sha256(aside / WEIGHTS_FILE), "bytes": (aside / WEIGHTS_FILE).stat().st_size}
-        }
-        content = {"schema_version": SCHEMA_VERSION, **manifest, "step": step, "files": files}
-        (aside / "manifest.json").write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-        shutil.copymode(aside / "manifest.json", aside / WEIGHTS_FILE)  # safetensors lets only the owner read it
-        _sync(aside / "manifest.json")
-        _sync(aside)
-        assert not folder.exists(), "a step is saved once"
-        aside.rename(folder)
-        for link in links:
-            _point(folder.parent / link, folder.name)
-        _sync(folder.parent)
-        _prune(folder.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        if isinstance(error, SafetensorError):
-            code = errno.ENOSPC if f"os error {errno.ENOSPC}" in str(error) else errno.EIO
-            error = OSError(code, os.strerror(code))
-        raise from_os_error(error, folder) from None
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    facts = {}
+    for name, tensors in files.items():
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, aside / name)
+        _sync(aside / name)
+        facts[name] = {"sha256": _sha256(aside / name), "bytes": (aside / name).stat().st_size}
+    content = {"schema_version": SCHEMA_VERSION, **manifest, "files": facts}
+    (aside / "manifest.json").write_text(jsontext.dumps(content, indent=1), encoding="utf-8")
+    for name in files:
+        shutil.copymode(aside / "manifest.json", aside / name)  # safetensors lets only the owner read it
+    _sync(aside / "manifest.json")
+    _sync(aside)
+
+
+def _as_os_error(error: Exception) -> OSError:
+    """safetensors' own error has the system's number in its words alone."""
+    if isinstance(error, OSError):
+        return error
+    found = re.search(r"os error (\d+)", str(error))
+    code = int(found[1]) if found else errno.EIO
+    return OSError(code, os.strerror(code))
 
 
 def _sync(path: Path) -> None:
@@ -82,6 +116,16 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def link(run: Path, names: Mapping[str, str]) -> None:
+    """Point links at checkpoints, by name. Raises OSError."""
+    folder = run / "checkpoints"
+    for key, name in names.items():
+        if os.path.lexists(folder / key) and (folder / key).is_symlink() and str((folder / key).readlink()) == name:
+            continue
+        _point(folder / key, name)
+    _sync(folder)
 
 
 def _point(link: Path, name: str) -> None:
@@ -93,40 +137,86 @@ def _point(link: Path, name: str) -> None:
 
 
 def _prune(folder: Path) -> None:
-    kept = {(folder / link).resolve().name for link in LINKS}
+    linked = {(folder / link).resolve().name for link in LINKS}
+    resumable = [entry.name for entry in _newest_first(folder) if (entry / STATE_FILE).is_file()]
+    kept = linked | set(resumable[:KEPT])
     for entry in folder.iterdir():
         if entry.name.startswith(("step-", ".step-")) and not entry.is_symlink() and entry.name not in kept:
-            shutil.rmtree(entry)
+            _remove(entry)
+
+
+def _remove(folder: Path) -> None:
+    """Out of the way first, so that what has a proper name is whole at every instant."""
+    if not folder.name.startswith("."):
+        aside = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder = folder.rename(aside)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def keep_linked_alone(run: Path) -> None:
+    """Of a finished run, which nothing goes on from, what links point at. Raises ResourceError."""
+    folder = run / "checkpoints"
+    try:
+        linked = {(folder / link).resolve().name for link in LINKS}
+        for entry in _newest_first(folder):
+            if entry.name not in linked:
+                _remove(entry)
+    except OSError as error:
+        raise from_os_error(error, folder) from None
 
 
 def load(run: Path, which: str = "best") -> Checkpoint:
-    """The named checkpoint of a run, verified against its manifest. Raises CheckpointError."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    """The checkpoint of a run that is called so (a link or its own name), its weights verified against its manifest.
+    Raises CheckpointError."""
     folder = run / "checkpoints" / which
     if not run.is_dir():
         raise CheckpointError(f"{run}: no such run folder; `ls runs` shows them")
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        files, version = manifest["files"], manifest["schema_version"]
-        expected = files[WEIGHTS_FILE]["sha256"]
+        manifest = _read_manifest(folder)
     except FileNotFoundError:
-        raise CheckpointError(
-            f"{run}: has no checkpoint `{which}`; it is an evaluation, or was stopped before its first epoch"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}/manifest.json: cannot be read: {error}") from None
-    if version != SCHEMA_VERSION:
-        raise CheckpointError(
-            f"{folder}: written by another version (schema {version}, this one reads {SCHEMA_VERSION})"
-        )
-    try:
-        if _sha256(folder / WEIGHTS_FILE) != expected:
-            raise CheckpointError(f"{folder / WEIGHTS_FILE}: its SHA-256 is not the manifest's; the file is damaged")
-        return Checkpoint(folder.resolve(), load_file(folder / WEIGHTS_FILE), manifest)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS_FILE}: cannot be read: {error}") from None
+        message = f"{run}: has no checkpoint `{which}`; it is an evaluation, or was stopped before its first epoch"
+        raise CheckpointError(message + _how_to_go_on(run)) from None
+    return Checkpoint(folder.resolve(), _verified(folder, WEIGHTS_FILE, manifest["files"]), manifest)
+
+
+def _how_to_go_on(run: Path) -> str:
+    return f" (--resume {run} goes on with it)" if any(_newest_first(run / "checkpoints")) else ""
+
+
+def resumable(run: Path, say: Callable[[str], None]) -> Iterator[Checkpoint]:
+    """What training can go on from, the newest first, each verified; of those that are damaged `say` is told."""
+    for folder in _newest_first(run / "checkpoints"):
+        try:
+            manifest = _read_manifest(folder)
+            if "training" not in manifest:
+                continue
+            for name in manifest["files"]:
+                _verify(folder, name, manifest["files"])
+            yield Checkpoint(folder, _verified(folder, WEIGHTS_FILE, manifest["files"]), manifest)
+        except (CheckpointError, FileNotFoundError) as error:
+            say(f"{folder.name} cannot be used, falling back to an older one: {error}")
+
+
+def discard_newer(run: Path, than: str | None) -> None:
+    """Remove what is newer than the checkpoint that training goes on from (None: all but `start`): it is damaged, or
+    lacks what it needs, and its steps are taken again. Raises OSError."""
+    for folder in _newest_first(run / "checkpoints"):
+        if folder.name == than:
+            break
+        if folder.name != name_of(0):
+            _remove(folder)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """Folders with proper names; a scored one is newer than an unscored one of the same step."""
+    found = []
+    with contextlib.suppress(OSError):
+        for entry in folder.iterdir():
+            match = NAME.fullmatch(entry.name)
+            if match and not entry.is_symlink() and entry.is_dir():
+                found.append((int(match[1]), match[2] is None, entry))
+    return [entry for *_, entry in sorted(found, reverse=True)]
 
 
 def exists(run: Path, which: str) -> bool:
@@ -136,6 +226,65 @@ def exists(run: Path, which: str) -> bool:
 
 def is_run(path: Path) -> bool:
     return (path / "checkpoints").is_dir() or (path / "summary.json").is_file()
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Raises FileNotFoundError, CheckpointError."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        version, files = manifest["schema_version"], manifest["files"]
+        _facts(files[WEIGHTS_FILE])
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{folder}/manifest.json: cannot be read: {error}") from None
+    if version not in READABLE_VERSIONS:
+        readable = " and ".join(map(str, READABLE_VERSIONS))
+        message = f"written by another version (schema {version}, this one reads {readable})"
+        raise CheckpointError(f"{folder}: {message}")
+    assert isinstance(manifest, dict)
+    return manifest
+
+
+def _facts(file: Mapping[str, Any]) -> str:
+    return str(file["sha256"])
+
+
+def _verify(folder: Path, name: str, files: Mapping[str, Any]) -> None:
+    """Raises CheckpointError where a file is not what the manifest says."""
+    if name not in (WEIGHTS_FILE, STATE_FILE, REFERENCES_FILE):
+        raise CheckpointError(f"{folder}/manifest.json: names {name!r}, which is no file of a checkpoint")
+    try:
+        if _sha256(folder / name) != _facts(files[name]):
+            raise CheckpointError(f"{folder / name}: its SHA-256 is not the manifest's; the file is damaged")
+    except OSError as error:
+        raise CheckpointError(f"{folder / name}: cannot be read: {error.strerror}") from None
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}/manifest.json: cannot be read: {error!r}") from None
+
+
+def _verified(folder: Path, name: str, files: Mapping[str, Any]) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    _verify(folder, name, files)
+    try:
+        tensors: dict[str, Tensor] = load_file(folder / name)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / name}: cannot be read: {error}") from None
+    return tensors
+
+
+def is_whole(run: Path, which: str) -> bool:
+    """Whether the named checkpoint is there, and every file of it as its manifest says."""
+    folder = run / "checkpoints" / which
+    try:
+        files = _read_manifest(folder)["files"]
+        for name in files:
+            _verify(folder, name, files)
+    except (CheckpointError, FileNotFoundError):
+        return False
+    return True
 
 
 def _sha256(path: Path) -> str:

@@ -8,17 +8,17 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from transferctl import __version__
-from transferctl.errors import ExitCode, SpecError, Terminated, TransferctlError, ending
+from transferctl import __version__, signals
+from transferctl.errors import ExitCode, Problem, SpecError, Terminated, TransferctlError, ending
 
 if TYPE_CHECKING:
     from transferctl.display import Display
+    from transferctl.resuming import Resumed
     from transferctl.yamlfile import SpecFile
 
 app = typer.Typer(
@@ -31,11 +31,23 @@ app = typer.Typer(
 )
 
 SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="The YAML file.", show_default=False)]
+OptionalSpec = Annotated[
+    Path | None,
+    typer.Argument(metavar="[SPEC]", help="The YAML file; with --resume the run's own.", show_default=False),
+]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")
 ]
 RunsDirOption = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Where run folders go.")]
+ResumeOption = Annotated[
+    Path | None,
+    typer.Option("--resume", metavar="RUN", help="Go on with a run that was stopped.", show_default=False),
+]
+AllowOption = Annotated[
+    list[str] | None,
+    typer.Option("--allow", metavar="KEY", help="With --resume: a setting, data or weights that may differ."),
+]
 VerifyOption = Annotated[
     bool, typer.Option("--verify", help="Read every file to see whether it changed since it was cached.")
 ]
@@ -75,55 +87,54 @@ def check(spec: SpecArgument, set_: SetOption = None, json: JsonOption = False, 
 
 @app.command(epilog="Example: transferctl pretrain configs/quickstart.yaml --set pretrain.epochs=3")
 def pretrain(
-    spec: SpecArgument, set_: SetOption = None, runs_dir: RunsDirOption = RUNS, json: JsonOption = False,
-    debug: DebugOption = False,
+    spec: OptionalSpec = None, set_: SetOption = None, runs_dir: RunsDirOption = RUNS, resume: ResumeOption = None,
+    allow: AllowOption = None, json: JsonOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
     """Stage 0: train the backbone on `source`. The run serves as backbone.weights."""
 
-    def verb(file: SpecFile, display: Display) -> dict[str, Any]:
+    def verb(file: SpecFile, runs_dir: Path, display: Display, resumed: Resumed | None) -> dict[str, Any]:
         from transferctl import pretrain
 
-        return pretrain.run(file.spec, runs_dir, display)
+        return pretrain.run(file.spec, runs_dir, display, resumed)
 
-    _run(verb, lambda: _load(spec, set_), json, debug)
+    _train("pretrain", verb, spec, set_ or [], runs_dir, resume, allow, json, debug)
 
 
 @app.command(epilog="Example: transferctl extract configs/ants-bees-extract.yaml --set optimizer.lr=0.003")
 def extract(
-    spec: SpecArgument, set_: SetOption = None, runs_dir: RunsDirOption = RUNS, verify: VerifyOption = False,
-    json: JsonOption = False, debug: DebugOption = False,
+    spec: OptionalSpec = None, set_: SetOption = None, runs_dir: RunsDirOption = RUNS, resume: ResumeOption = None,
+    allow: AllowOption = None, verify: VerifyOption = False, json: JsonOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
     """Stage 1: train a new head on frozen features, computed once an image."""
 
-    def verb(file: SpecFile, display: Display) -> dict[str, Any]:
+    def verb(file: SpecFile, runs_dir: Path, display: Display, resumed: Resumed | None) -> dict[str, Any]:
         from transferctl import extract
 
-        return extract.run(file.spec, runs_dir, display)
+        return extract.run(file.spec, runs_dir, display, resumed)
 
-    _run(verb, lambda: _load(spec, _verifying(set_, verify)), json, debug)
+    _train("extract", verb, spec, _verifying(set_, verify), runs_dir, resume, allow, json, debug)
 
 
 @app.command(
     epilog="Example: transferctl finetune configs/ants-bees-finetune.yaml --from runs/20261124-015703-extract-ants-bees"
 )
 def finetune(
-    spec: SpecArgument, set_: SetOption = None, runs_dir: RunsDirOption = RUNS,
+    spec: OptionalSpec = None, set_: SetOption = None, runs_dir: RunsDirOption = RUNS,
     from_: Annotated[Path | None, typer.Option("--from", metavar="RUN", help="Start from this run's best model.")] = None,  # noqa: E501
-    verify: VerifyOption = False, json: JsonOption = False, debug: DebugOption = False,
+    resume: ResumeOption = None, allow: AllowOption = None, verify: VerifyOption = False, json: JsonOption = False,
+    debug: DebugOption = False,
 ) -> None:  # fmt: skip
     """Stage 2: thaw layers and minimise L_S + λ·L_T (L_T alone without `source`)."""
 
-    def verb(file: SpecFile, display: Display) -> dict[str, Any]:
+    def verb(file: SpecFile, runs_dir: Path, display: Display, resumed: Resumed | None) -> dict[str, Any]:
         from transferctl import finetune
 
-        return finetune.run(file.spec, runs_dir, display)
-
-    def load() -> SpecFile:
-        file = _load(spec, _verifying(set_, verify))
+        if from_ and resumed:
+            raise _usage("--from", "a run that is resumed starts where it started; leave it out")
         update = {"from_run": from_.absolute()} if from_ else {}
-        return replace(file, spec=file.spec.model_copy(update=update))
+        return finetune.run(file.spec.model_copy(update=update), runs_dir, display, resumed)
 
-    _run(verb, load, json, debug)
+    _train("finetune", verb, spec, _verifying(set_, verify), runs_dir, resume, allow, json, debug)
 
 
 @app.command("eval", epilog="Example: transferctl eval runs/20261124-015703-extract-ants-bees --fail-if 'accuracy<0.9'")
@@ -219,6 +230,46 @@ def schema() -> None:
     typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 
 
+TrainingVerb = Callable[["SpecFile", Path, "Display", "Resumed | None"], dict[str, Any]]
+
+
+def _train(
+    name: str, verb: TrainingVerb, spec: Path | None, overrides: list[str], runs_dir: Path, resume: Path | None,
+    allowed: list[str] | None, json: bool, debug: bool,
+) -> None:  # fmt: skip
+    """A verb that trains: from its spec, or going on with a run, in whose folder's folder other runs are looked for."""
+    resumed: Resumed | None = None
+
+    def load() -> SpecFile:
+        nonlocal resumed
+        if resume is None and spec is None:
+            raise _usage("", "name the SPEC, or go on with a run by --resume RUN")
+        if resume is None and allowed:
+            raise _usage("--allow", "is for --resume RUN, and names what may differ from that run")
+        if resume is None:
+            assert spec is not None
+            return _load(spec, overrides)
+        from transferctl import resuming
+
+        file, resumed = resuming.load(resume, name, spec, overrides, allowed or [])
+        return file
+
+    def run(file: SpecFile, display: Display) -> dict[str, Any]:
+        if resumed is None:
+            return verb(file, runs_dir, display, None)
+        if resumed.finished is not None:
+            display.note(f"{resumed.run} is finished; there is nothing to go on with")
+            display.result(str(resumed.run))
+            return dict(resumed.finished)
+        return verb(file, resumed.run.parent, display, resumed)
+
+    _run(run, load, json, debug)
+
+
+def _usage(where: str, message: str) -> SpecError:
+    return SpecError([Problem("", message, where)])
+
+
 def _load(spec: Path, overrides: list[str] | None) -> SpecFile:
     from transferctl import yamlfile
 
@@ -231,9 +282,7 @@ def _verifying(overrides: list[str] | None, asked: bool) -> list[str]:
 
 def _one_of(flag: str, value: str, choices: list[str]) -> None:
     if value not in choices:
-        from transferctl.errors import Problem
-
-        raise SpecError([Problem("", f"must be one of {', '.join(choices)}", f"{flag} {value}")])
+        raise _usage(f"{flag} {value}", f"must be one of {', '.join(choices)}")
 
 
 def _run(
@@ -243,7 +292,13 @@ def _run(
     from transferctl.display import Display
 
     display = Display(as_json)
-    signal.signal(signal.SIGTERM, _terminate)
+    with signals.handled():
+        _run_handled(verb, load, display, debug)
+
+
+def _run_handled(
+    verb: Callable[[Any, Display], dict[str, Any]], load: Callable[[], SpecFile | None], display: Display, debug: bool
+) -> None:
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a verb hears of a closed pipe, saves and says so
     file: SpecFile | None = None
@@ -271,10 +326,6 @@ def _fail(display: Display, code: ExitCode, message: str, numbers: dict[str, Any
     sys.exit(int(code))
 
 
-def _terminate(signum: int, frame: object) -> None:
-    raise Terminated
-
-
 def main() -> None:
     """The process: usage errors end like all others, in one line, or one JSON object, and exit 2."""
     _mend_streams()
@@ -282,8 +333,8 @@ def main() -> None:
         code = app(prog_name="transferctl", standalone_mode=False)
         sys.stdout.flush()
         sys.exit(code or ExitCode.OK)
-    except KeyboardInterrupt:
-        sys.exit(ExitCode.INTERRUPTED)
+    except signals.ENDING as error:  # while another ending was told
+        sys.exit(int(ending(error)[0]))
     except Exception as error:
         from transferctl.display import Display, silence
 

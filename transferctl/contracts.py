@@ -116,7 +116,8 @@ class PenaltyStart:
     model: as it starts; original: its frozen copy. batches(name, most): training images of "target" or "source", or
     the images of "source_val", or what frozen stages made of them (`Batch.after`), on the model's device, each once,
     not augmented; `most` samples, drawn by the seed, or all (None); no batch where there is no such data. seed: keys
-    what is drawn. note: tells people what was inferred.
+    what is drawn. note: tells people what was inferred. once(compute): the tensors that compute() gives, by name, kept
+    with the run, so that a resumed one does not compute them again; to be called once at most.
     """
 
     model: TransferModel
@@ -124,6 +125,7 @@ class PenaltyStart:
     batches: Callable[[str, int | None], Iterator[Batch]]
     seed: int
     note: Callable[[str], None]
+    once: Callable[[Callable[[], dict[str, Tensor]]], dict[str, Tensor]] = lambda compute: compute()
 
 
 @dataclass(frozen=True)

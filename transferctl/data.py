@@ -12,13 +12,14 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from transferctl import grouping, plugins, repeats, scratch
 from transferctl.contracts import Dataset
 from transferctl.errors import DataError, SpecError
+from transferctl.images import ImageFiles
 from transferctl.settings import DataSettings
 from transferctl.wording import shown
 
@@ -55,6 +56,21 @@ class Split:
 
     def names(self) -> Iterator[str]:
         return (self.dataset.name(index) for part in scratch.pieces(len(self)) for index in self.indices[part].tolist())
+
+    def facts(self, classes: Sequence[str]) -> dict[str, Any]:
+        """What tells this split from a changed one, for people: how many samples of each class there are, how many
+        bytes their files have, and a digest of when they were written (None, 0: it is of no files)."""
+        counts = zip(classes, grouping.counts(self.labels, len(classes)).tolist(), strict=True)
+        size, written = 0, hashlib.sha256()
+        for name in self.names() if isinstance(self.dataset, ImageFiles) else ():
+            try:
+                status = os.stat(name)  # noqa: PTH116 (a million paths: os.* makes no objects of them)
+            except (OSError, ValueError):
+                continue  # reading it will say what is wrong
+            size += status.st_size
+            written.update(f"{status.st_mtime_ns}\n".encode())
+        samples = {name: count for name, count in counts if count}
+        return {"samples": samples, "bytes": size, "written": written.hexdigest() if size else None}
 
     def fingerprint(self) -> str:
         """SHA-256 over every sample's name and label, in order: the identity of the listing. Names count from

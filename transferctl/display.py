@@ -188,6 +188,10 @@ class Progress:
     def advance(self, images: int, detail: str = "") -> None:
         raise NotImplementedError
 
+    def skip(self, images: int) -> None:
+        """Done before, by another process: they do not count in the rate."""
+        raise NotImplementedError
+
 
 class _BarProgress(Progress):
     def __init__(self, bar: Any, task: Any):
@@ -199,12 +203,18 @@ class _BarProgress(Progress):
         rate = self._done / max(time.monotonic() - self._start, 1e-9)
         self._bar.update(self._task, advance=images, detail=f"{rate:,.0f} images/s {detail}".rstrip())
 
+    def skip(self, images: int) -> None:
+        self._bar.update(self._task, advance=images)
+
 
 class _PlainProgress(Progress):
     def __init__(self, display: Display, what: str, total: int):
         self._display, self._what, self._total = display, what, total
         self._start = self._said = time.monotonic()
-        self._done = 0
+        self._done = self._skipped = 0
+
+    def skip(self, images: int) -> None:
+        self._done, self._skipped = self._done + images, self._skipped + images
 
     def advance(self, images: int, detail: str = "") -> None:
         self._done += images
@@ -212,7 +222,7 @@ class _PlainProgress(Progress):
         if now - self._said < PLAIN_INTERVAL_S:
             return
         self._said = now
-        rate = self._done / (now - self._start)
+        rate = (self._done - self._skipped) / (now - self._start)
         left = (self._total - self._done) / max(rate, 1e-9)
         done = f"{self._done:,}/{self._total:,} images, {rate:,.0f}/s, {left:.0f} s left"
         self._display.line(f"{self._what}: {done} {detail}".rstrip())

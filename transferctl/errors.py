@@ -92,6 +92,12 @@ class DivergedError(TransferctlError):
     exit_code = ExitCode.DIVERGED
 
 
+class LockedError(TransferctlError):
+    """Another process writes this run."""
+
+    exit_code = ExitCode.LOCKED
+
+
 class GateMissed(TransferctlError):
     """`eval --fail-if` found its condition true. The evaluation is done: `summary` has its numbers."""
 
@@ -116,6 +122,15 @@ def from_os_error(error: OSError, path: Path | str | None = None) -> ResourceErr
     return ResourceError(f"{where}: cannot write: {error.strerror or error}; {fix}")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's own, torch's on a CPU, or torch's on a GPU (which is not imported here)."""
+    return (
+        isinstance(error, MemoryError)
+        or "DefaultCPUAllocator" in str(error)
+        or type(error).__name__ == "OutOfMemoryError"
+    )
+
+
 def ending(error: BaseException) -> tuple[ExitCode, str]:  # noqa: PLR0911 (a table)
     """How an exception ends the process: the exit code, and what to tell a person."""
     text = " ".join(str(error).split())
@@ -129,10 +144,10 @@ def ending(error: BaseException) -> tuple[ExitCode, str]:  # noqa: PLR0911 (a ta
         return ExitCode.RESOURCES, "stdout was closed"
     if isinstance(error, OSError):
         return ExitCode.RESOURCES, str(from_os_error(error))
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
-        return ExitCode.RESOURCES, "out of memory; lower batch_size or preprocess.crop"
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
-        return ExitCode.RESOURCES, "the GPU is out of memory; lower batch_size or preprocess.crop"
+    if is_out_of_memory(error):
+        whose = "the GPU is " if type(error).__name__ == "OutOfMemoryError" else ""
+        fix = "write on_oom: halve, which makes each step in parts, or lower batch_size or preprocess.crop"
+        return ExitCode.RESOURCES, f"{whose}out of memory; {fix}"
     if isinstance(error, RuntimeError) and "DataLoader worker" in text:  # raised wherever SIGCHLD interrupts
         return ExitCode.RESOURCES, (
             f"a process that reads images was killed ({text}); most often memory, or shared memory (/dev/shm), "

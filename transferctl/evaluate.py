@@ -66,7 +66,7 @@ def run(
     scored = evaldata.load(asked, spec, trained, model, domain, display)
     predictions = Predictions()
     with in_run_folder(spec, trained, runs_dir, [scored], display) as folder:
-        results.describe_run(folder, spec.seed, compute, model, {f"{domain}.{scored.name}": scored})
+        results.describe_run(folder, spec.seed, compute, model, {f"{domain}.{scored.name}": scored}, display)
         folder.summary |= {"checkpoint": saved.path.name, "data": data_path, "split": scored.name}
         inputs = inputs_as_trained(model, task, spec, trained, domain, compute, display)
         if inputs.stages and (asked.other is None or inputs.stages.is_whole):  # other data is scored once

@@ -9,14 +9,15 @@ from typing import Any
 from transferctl import baseline, features, heads, pipeline, plan, pretrain, results, runs, scoring, yamlfile
 from transferctl.cache.cache import open_cache
 from transferctl.display import Display
-from transferctl.model import BatchNorm, TransferModel
-from transferctl.runs import Run
+from transferctl.model import BatchNorm
+from transferctl.resuming import Resumed
+from transferctl.saving import Saver
 from transferctl.spec import Spec
-from transferctl.training import Fitted
 
 
-def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
-    """Compute features once, train the head, keep the best by validation, score test data once."""
+def run(spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = None) -> dict[str, Any]:
+    """Compute features once, train the head, keep the best by validation, score test data once; or go on with a run
+    that was stopped."""
     target = pipeline.load_target(spec, display)
     heads.refuse_too_few(spec.head, target.train, target.classes, "target.train")
     compute = pipeline.chosen_device(spec, display)
@@ -35,11 +36,12 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     pipeline.say_unused(spec, unused, "extract (the backbone is frozen, features are computed once)", display)
     display.note(f"objective: {plan.extract(spec)}")
     with (
-        runs.start(runs_dir, "extract", spec.name, yamlfile.dump(spec), display) as folder,
+        runs.start(runs_dir, "extract", spec.name, yamlfile.dump(spec), display, resumed) as folder,
         pipeline.naming_all_broken(target.splits(), spec, display),
     ):
         folder.summary |= {"start": start.origin, "skipped": target.skipped}
-        results.describe_run(folder, spec.seed, compute, model, target.named_splits("target"))
+        results.describe_run(folder, spec.seed, compute, model, target.named_splits("target"), display, resumed=resumed)
+        saver = Saver(folder, spec.checkpoint.of_heads(), display)
         tables = heads.tables(
             spec, model, task, target.splits(), compute, open_cache(spec.cache, display.warn), display
         )
@@ -52,9 +54,9 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
         else:
             fitted = heads.fit(
                 model, task, spec, "target", loss, tables["train"], tables["val"], compute, display,
-                seed=spec.seed, run=folder,
+                seed=spec.seed, run=folder, saver=saver,
             )  # fmt: skip
-        _save(folder, model, fitted)
+        results.save_fitted(folder, model, fitted)
         folder.summary |= {"best": fitted.best, "last": fitted.last}
         scoring.score_best(folder, model, task, target, lambda split: features.evaluation_batches(tables[split.name]),
                            model.features_of, compute, display)  # fmt: skip
@@ -63,14 +65,3 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
             folder.summary["baseline"] = baseline.compare(spec, folder.summary, again, compute, display)
     display.result(str(folder.path))
     return folder.summary
-
-
-def _save(folder: Run, model: TransferModel, fitted: Fitted) -> None:
-    """The head trains in seconds, so both checkpoints are written at its end: last, then best. The model stays
-    as it was at its best epoch."""
-    if fitted.best == fitted.last:
-        results.save_checkpoint(folder, model, fitted.best, ("best", "last"))
-        return
-    results.save_checkpoint(folder, model, fitted.last, ("last",))
-    model.load_state_dict(fitted.best_state, strict=False)
-    results.save_checkpoint(folder, model, fitted.best, ("best",))

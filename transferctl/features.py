@@ -148,13 +148,13 @@ def _from_rows(rows: np.ndarray, stages: FrozenStages) -> Tensor:
     return values.view(-1, *stages.shape)
 
 
-def training_stream(table: FeatureTable, *, batch_size: int, epochs: int, seed: int, domain: str) -> Stream:
-    """The same order as images would have: every step of every epoch."""
-    batches = (
-        table.batch(drawn[:, 0], domain)
-        for epoch in range(epochs)
-        for drawn in loaders.epoch_batches(table.split.labels, batch_size, seed, epoch, table.split.balanced)
-    )
+def training_stream(
+    table: FeatureTable, *, batch_size: int, epochs: int, seed: int, domain: str, first_step: int = 0
+) -> Stream:
+    """The same order as images would have: every step of every epoch, from first_step on."""
+    split = table.split
+    steps = loaders.batches_from(first_step, split.labels, batch_size, seed, split.balanced, epochs=epochs)
+    batches = (table.batch(drawn[:, 0], domain) for _, drawn in steps)
     return Stream(batches, loaders.steps_per_epoch(len(table), batch_size), len(table))
 
 

@@ -8,7 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from transferctl import (
+    checkpoint,
     forgetting,
     frozenwork,
     heads,
@@ -30,11 +33,13 @@ from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.forgetting import Scored
 from transferctl.inputs import Inputs
-from transferctl.model import Original, TransferModel
+from transferctl.model import Original, TransferModel, load_state
 from transferctl.objective import DomainLoss, Objective
+from transferctl.resuming import Resumed
 from transferctl.runs import Run
+from transferctl.saving import Saver
 from transferctl.spec import HeadFirstSettings, Spec
-from transferctl.training import Fitted
+from transferctl.trainingstate import Fitted
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,9 @@ class _Setup:
         }
 
 
-def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
-    """Fine-tune from the backbone's weights, or from the best checkpoint of the run `from`, head included."""
+def run(spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = None) -> dict[str, Any]:
+    """Fine-tune from the backbone's weights, or from the best checkpoint of the run `from`, head included; or go on
+    with a run that was stopped."""
     penalising.refuse_unmet_needs(spec)
     setup = _set_up(spec, runs_dir, display)
     spec, model, target = setup.spec, setup.model, setup.domains["target"]
@@ -72,18 +78,18 @@ def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
     with pipeline.naming_all_broken(splits, spec, display):
         pipeline.read_ahead(late, spec, display)
     with (
-        runs.start(runs_dir, "finetune", spec.name, yamlfile.dump(spec), display) as folder,
+        runs.start(runs_dir, "finetune", spec.name, yamlfile.dump(spec), display, resumed) as folder,
         pipeline.naming_all_broken(splits, spec, display),
     ):
-        results.describe_run(folder, spec.seed, setup.compute, model, setup.splits)
+        results.describe_run(folder, spec.seed, setup.compute, model, setup.splits, display, resumed=resumed)
         folder.summary |= {"start": setup.origin, "skipped": sum(data.skipped for data in setup.domains.values())}
-        fresh = _heads_first(setup, spec.head_first, folder) if spec.head_first else setup.fresh_heads
-        results.save_start(folder, model, fresh)
+        saver = Saver(folder, spec.checkpoint.of_epochs(), display)
+        objective, fresh = _start(setup, folder)
         before = None if "source" in fresh else _score_source(setup)
-        if before:
+        if before and not saver.course.step:
             folder.log_metrics(step=0, epoch=0, split="source_val", **results.headline(before[0]))
-        fitted = _fit(setup, folder)
-        model.load_state_dict(fitted.best_state, strict=False)
+        fitted = _fit(setup, objective, saver, folder)
+        results.save_fitted(folder, model, fitted)
         scoring.score_best(
             folder, model, setup.task, target, setup.inputs.scoring_batches, model.features_of, setup.compute, display
         )
@@ -120,9 +126,33 @@ def _set_up(spec: Spec, runs_dir: Path, display: Display) -> _Setup:
     return _Setup(spec, model, start.origin, start.fresh_heads, domains, losses, task, compute, display, inputs, cache)
 
 
-def _heads_first(setup: _Setup, settings: HeadFirstSettings, folder: Run) -> tuple[str, ...]:
-    """Train the fresh heads on frozen features; those that stay as they are, for want of validation data. Label
-    smoothing is the heads' own setting."""
+def _start(setup: _Setup, folder: Run) -> tuple[Objective, tuple[str, ...]]:
+    """The objective, and the domains whose heads have random weights, with the model as fine-tuning starts it; saved,
+    or as an earlier process saved it."""
+    model, name = setup.model, checkpoint.name_of(0)
+    saved = checkpoint.load(folder.path, name) if folder.is_resumed and checkpoint.is_whole(folder.path, name) else None
+    facts: dict[str, Any] = {}
+    if saved:
+        load_state(model, saved)
+        facts = {key: saved.manifest[key] for key in ("untrained_heads", "head_first") if key in saved.manifest}
+        if not penalising.source_head_trains(setup.spec):
+            model.freeze_head("source")
+    else:
+        facts["untrained_heads"] = list(setup.fresh_heads)
+        if setup.spec.head_first:
+            facts["untrained_heads"], facts["head_first"] = _heads_first(setup, setup.spec.head_first)
+    if "head_first" in facts:
+        folder.summary["head_first"] = facts["head_first"]
+    references = saved.tensors(checkpoint.REFERENCES_FILE) if saved else {}
+    objective = _objective(setup, references)
+    if saved is None:
+        results.save_start(folder, model, facts, references)
+    return objective, tuple(facts["untrained_heads"])
+
+
+def _heads_first(setup: _Setup, settings: HeadFirstSettings) -> tuple[list[str], dict[str, Any]]:
+    """Train the fresh heads on frozen features; those that stay as they are, for want of validation data, and what
+    there is to say of the others. Label smoothing is the heads' own setting."""
     summary: dict[str, Any] = {}
     for domain in setup.fresh_heads:
         data = setup.domains[domain]
@@ -138,11 +168,10 @@ def _heads_first(setup: _Setup, settings: HeadFirstSettings, folder: Run) -> tup
         setup.display.note("head first: nothing to train, as the heads are those of the run that it starts from")
     if not penalising.source_head_trains(setup.spec):
         setup.model.freeze_head("source")
-    folder.summary["head_first"] = summary
-    return tuple(domain for domain in setup.fresh_heads if domain not in summary)
+    return [domain for domain in setup.fresh_heads if domain not in summary], summary
 
 
-def _fit(setup: _Setup, folder: Run) -> Fitted:
+def _fit(setup: _Setup, objective: Objective, saver: Saver, folder: Run) -> Fitted:
     """Joint training on both domains, or on the target alone where the source is not rehearsed."""
     spec, model, target = setup.spec, setup.model, setup.domains["target"]
     augment = {"target": pipeline.augmentation(spec)}
@@ -150,31 +179,31 @@ def _fit(setup: _Setup, folder: Run) -> Fitted:
     if spec.source and spec.source.rehearsal:
         rehearsed = setup.domains["source"].train
         augment["source"] = pipeline.augmentation(spec.source)
-    frozen, batchnorm = spec.frozen_by_epoch(), pipeline.batchnorm(spec)
-    model.freeze([*frozen.values()][-1], batchnorm)  # heads first left all frozen; penalties look at what will train
-    objective = _objective(setup)
     stream = setup.inputs.training_stream(
         target.train, rehearsed, augment, batch_size=spec.batch_size,
         source_batch_size=(spec.source and spec.source.batch_size) or spec.batch_size,
-        epochs=spec.epochs, seed=spec.seed,
+        epochs=spec.epochs, seed=spec.seed, first_step=saver.course.step,
     )  # fmt: skip
     return training.fit(
         model, objective, spec, stream, partial(setup.inputs.scoring_batches, target.val), model.features_of,
-        setup.compute, setup.display, seed=spec.seed, frozen=frozen, batchnorm=batchnorm,
-        log_cosine=spec.source is not None and spec.source.gradient_cosine, run=folder,
+        setup.compute, setup.display, seed=spec.seed, frozen=spec.frozen_by_epoch(), batchnorm=pipeline.batchnorm(spec),
+        log_cosine=spec.source is not None and spec.source.gradient_cosine, run=folder, saver=saver,
     )  # fmt: skip
 
 
-def _objective(setup: _Setup) -> Objective:
-    """With the model as it is now kept as the original, if there are penalties to look back at it."""
+def _objective(setup: _Setup, references: dict[str, Tensor]) -> Objective:
+    """With the model as it is now kept as the original, if there are penalties to look back at it. references: as
+    `penalising.build` takes and completes them."""
     spec, model = setup.spec, setup.model
+    frozen = spec.frozen_by_epoch()
+    model.freeze([*frozen.values()][-1], pipeline.batchnorm(spec))  # penalties look at what will train
     target_weight = 1.0 if spec.target_weight is None else spec.target_weight
     if not spec.penalties.chosen():
         return Objective(setup.task, target_weight, domains=setup.losses)
     original = Original(model, setup.compute)
     looked_at = {domain: data.train for domain, data in setup.domains.items()}
     looked_at |= {"source_val": setup.domains["source"].val} if "source" in setup.domains else {}
-    penalties = penalising.build(spec, model, original, setup.inputs, looked_at, setup.display)
+    penalties = penalising.build(spec, model, original, setup.inputs, looked_at, references, setup.display)
     return Objective(setup.task, target_weight, penalties, original, setup.losses)
 
 

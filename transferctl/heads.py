@@ -22,8 +22,9 @@ from transferctl.model import BatchNorm, TransferModel
 from transferctl.objective import DomainLoss, Objective
 from transferctl.probe import Probe, Samples
 from transferctl.runs import Run
+from transferctl.saving import Saver
 from transferctl.spec import HeadSettings, Spec
-from transferctl.training import Fitted
+from transferctl.trainingstate import Fitted
 from transferctl.trainsettings import HeadTrainingSettings
 
 
@@ -55,18 +56,20 @@ def fit(
     seed: int,
     run: Run | None,
     settings_key: str = "",
+    saver: Saver | None = None,
 ) -> Fitted:
-    """Train the domain's head on its features, the whole backbone frozen. Saves no checkpoint: it takes seconds.
+    """Train the domain's head on its features, the whole backbone frozen.
 
-    run: where its metrics go.
+    run: where its metrics go. saver: as `training.fit` takes it.
     """
     stream = features.training_stream(
-        train, batch_size=settings.batch_size, epochs=settings.epochs, seed=seed, domain=domain
-    )
+        train, batch_size=settings.batch_size, epochs=settings.epochs, seed=seed, domain=domain,
+        first_step=saver.course.step if saver else 0,
+    )  # fmt: skip
     return training.fit(
         model, Objective(task, domains={domain: loss}), settings, stream, partial(features.evaluation_batches, val),
         model.features_of, compute, display, seed=seed, frozen={1: "all"}, batchnorm=BatchNorm(), domain=domain,
-        run=run, settings_key=settings_key, save_each_epoch=False,
+        run=run, settings_key=settings_key, saver=saver,
     )  # fmt: skip
 
 

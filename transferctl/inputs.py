@@ -89,22 +89,26 @@ class Inputs:
         source_batch_size: int = 0,
         epochs: int,
         seed: int,
+        first_step: int = 0,
     ) -> Stream:
         """Both domains, source first in each batch; the source goes in its own cycle beside the target. Without a
-        target, `batch_size` is the source's. augment: by domain. Raises BrokenSamples."""
+        target, `batch_size` is the source's. augment: by domain. first_step: how many steps are done already. Raises
+        BrokenSamples."""
         domains = {name: split for name, split in (("source", source), ("target", target)) if split is not None}
         *beside, leader = domains.values()
-        steps = loaders.training_steps([*beside, leader], batch_size, source_batch_size, epochs=epochs, seed=seed)
+        steps = loaders.training_steps(
+            [*beside, leader], batch_size, source_batch_size, epochs=epochs, seed=seed, first_step=first_step
+        )
         n_steps = loaders.steps_per_epoch(len(leader), batch_size)
         n_samples = len(leader) + (n_steps * source_batch_size if beside else 0)
         sizes = {"source": source_batch_size if beside else batch_size, "target": batch_size}
         decoded = sum(sizes[name] for name, split in domains.items() if self._table(split) is None)
         if self.stages and decoded:
             self.stages.prepare(epochs * n_steps * decoded, decoded)
-        return Stream(self._batches(domains, steps, augment, seed), n_steps, n_samples)
+        return Stream(self._batches(domains, steps, augment, seed, first_step), n_steps, n_samples)
 
     def _batches(
-        self, domains: Mapping[str, Split], steps: Iterator[list[Key]], augment: Augment, seed: int
+        self, domains: Mapping[str, Split], steps: Iterator[list[Key]], augment: Augment, seed: int, first_step: int
     ) -> Generator[Batch]:
         """A step's rows of tables and its images, put together."""
         tables = {which: (name, self._table(split)) for which, (name, split) in enumerate(domains.items())}
@@ -112,7 +116,7 @@ class Inputs:
         mixing = wanted(augment)
         steps, again = tee(steps)
         with closing(self._images(domains, again, decoded, augment, seed)) as images:
-            for step, (keys, loaded) in enumerate(zip(steps, images, strict=False)):
+            for step, (keys, loaded) in enumerate(zip(steps, images, strict=False), first_step):
                 parts = [
                     _from_table(table, [key for key in keys if key[0] == which], name)
                     for which, (name, table) in tables.items()

@@ -97,7 +97,7 @@ def run(
     gates.refuse_odd(conditions, {*best.manifest.get("val", {}), *(CHANGES if compared else ())})
     with evaluate.in_run_folder(spec, trained, runs_dir, list(splits.values()), display) as folder:
         named = {f"{domain}.{scored.name}": scored for domain, scored in splits.items()}
-        results.describe_run(folder, spec.seed, compute, model, named, runs.data_fingerprints(trained))
+        results.describe_run(folder, spec.seed, compute, model, named, display, seen=runs.data_fingerprints(trained))
         folder.summary |= {"checkpoint": best.path.name, "data": data_path, "split": splits["target"].name}
         inputs = evaluate.inputs_as_trained(model, task, spec, trained, "target", compute, display)
         if inputs.stages and len(points) > 1:
@@ -126,7 +126,7 @@ def run(
         metrics, report = scores["target"][0], dict[str, Any]()
         folder.summary |= metrics
         results.write_predictions(folder, model.classes["target"], [(splits["target"], predictions)])
-        results.save_start(folder, started, fresh)
+        results.save_start(folder, started, {"untrained_heads": list(fresh)}, {})
         results.save_checkpoint(folder, model, _epoch(best, metrics), ("best", "last"))
         results.show_classes(display, metrics)
         if compared:

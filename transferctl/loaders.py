@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import chain, count, pairwise
+from itertools import chain, count, islice, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from transferctl import grouping, scratch
+from transferctl import grouping, scratch, signals
 from transferctl.contracts import BadSample, Batch, Dataset, Task
 from transferctl.data import Split
 from transferctl.display import Display
@@ -59,6 +58,18 @@ def workers_for(asked: int | str, split: Split) -> int:
 def _gpu_computes() -> bool:
     """Not whether there is one: whether the model is on it."""
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def batches_from(
+    first_step: int, labels: np.ndarray, batch_size: int, seed: int, balanced: bool, *, epochs: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(epoch, draws) of each step of these epochs. first_step: how many steps are left out, as if they had been
+    taken."""
+    steps = steps_per_epoch(len(labels), batch_size)
+    for epoch in range(first_step // steps, epochs):
+        batches = epoch_batches(labels, batch_size, seed, epoch, balanced)
+        for drawn in islice(batches, max(first_step - epoch * steps, 0), None):
+            yield epoch, drawn
 
 
 def epoch_batches(labels: np.ndarray, batch_size: int, seed: int, epoch: int, balanced: bool) -> Iterator[np.ndarray]:
@@ -112,10 +123,13 @@ def _parts(n: int, size: int) -> int:
     return -(-n // size)
 
 
-def cycle(labels: np.ndarray, seed: int, balanced: bool) -> Iterator[tuple[int, int, int]]:
-    """(pass, position, repeat): passes over the samples without end, each in an order of its own."""
-    for number in count():
-        for position, repeat in draws(labels, balanced, [seed, number, 1]):  # a list of them would be 8 times as large
+def cycle(labels: np.ndarray, seed: int, balanced: bool, first: int = 0) -> Iterator[tuple[int, int, int]]:
+    """(pass, position, repeat): passes over the samples without end, each in an order of its own. first: how many
+    draws are left out, as if they had been taken."""
+    passes, done = divmod(first, len(labels))
+    for number in count(passes):
+        drawn = draws(labels, balanced, [seed, number, 1])
+        for position, repeat in drawn[done if number == passes else 0 :]:  # a list of them would be 8 times as large
             yield number, int(position), int(repeat)
 
 
@@ -215,15 +229,17 @@ class _Together:
 
 
 def training_steps(
-    splits: Sequence[Split], batch_size: int, source_batch_size: int, *, epochs: int, seed: int
+    splits: Sequence[Split], batch_size: int, source_batch_size: int, *, epochs: int, seed: int, first_step: int = 0
 ) -> Iterator[list[Key]]:
-    """The keys of each step, source first. The last split sets the epoch; one before it goes in its own cycle."""
-    leader = len(splits) - 1
-    source = cycle(splits[0].labels, seed, splits[0].balanced)
-    for epoch in range(epochs):
-        for drawn in epoch_batches(splits[leader].labels, batch_size, seed, epoch, splits[leader].balanced):
-            beside = [(0, *next(source)) for _ in range(source_batch_size)] if leader else []
-            yield [*beside, *((leader, epoch, position, repeat) for position, repeat in drawn.tolist())]
+    """The keys of each step from first_step on, source first. The last split sets the epoch; one before it goes in its
+    own cycle."""
+    which = len(splits) - 1
+    leader = splits[which]
+    source = cycle(splits[0].labels, seed, splits[0].balanced, first_step * source_batch_size)
+    steps = batches_from(first_step, leader.labels, batch_size, seed, leader.balanced, epochs=epochs)
+    for epoch, drawn in steps:
+        beside = [(0, *next(source)) for _ in range(source_batch_size)] if which else []
+        yield [*beside, *((which, epoch, position, repeat) for position, repeat in drawn.tolist())]
 
 
 def training_batches(
@@ -349,31 +365,13 @@ def _loader(
         worker_init_fn=_leave_quietly,
         pin_memory=_gpu_computes(),  # a thread puts batches where the GPU can fetch them while it computes
     )
-    with signals_wait():
+    with signals.held():  # a worker that is not set up yet would die of a signal
         rows = iter(loader)
     try:
         yield from rows
     finally:
-        with signals_wait():
-            del rows  # ends the workers, in __del__
-
-
-@contextmanager
-def signals_wait() -> Iterator[None]:
-    """SIGINT and SIGTERM that come inside are raised at its end. Python drops an exception that is raised in a
-    __del__, where torch ends its workers; and a worker that is not set up yet would die of the signal."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # handlers run in the main thread alone, and only it may set them
-        return
-    came: list[int] = []
-    before = {signum: signal.signal(signum, lambda n, _: came.append(n)) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-        for number in came:
-            signal.raise_signal(number)
+        with signals.held():  # Python drops what is raised in a __del__, in which torch ends its workers
+            del rows
 
 
 def _leave_quietly(worker: int) -> None:

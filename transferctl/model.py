@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -218,6 +219,23 @@ def state_for_checkpoint(model: TransferModel) -> dict[str, Tensor]:
     """The backbone's weights under the library's own names after `backbone.`, the heads' after `heads.…`."""
     state = {f"backbone.{name}": tensor for name, tensor in model.backbone.net.state_dict().items()}
     return state | {f"heads.{name}": tensor for name, tensor in model.heads.state_dict().items()}
+
+
+def load_state(model: TransferModel, checkpoint: Checkpoint) -> None:
+    """What `state_for_checkpoint` gave, into a model of the same making. Raises CheckpointError."""
+    label = str(checkpoint.path)
+    load_whole(model.backbone.net, _part(checkpoint, "backbone."), label)
+    for domain, head in model.heads.items():
+        load_whole(head, _part(checkpoint, f"heads.{domain}."), f"{label}: {domain} head")
+
+
+def digest(model: TransferModel) -> str:
+    """SHA-256 over every weight and its name."""
+    found = hashlib.sha256()
+    for name, tensor in state_for_checkpoint(model).items():
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def preprocessing_of(checkpoint: Checkpoint) -> Preprocessing:

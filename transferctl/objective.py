@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transferctl.contracts import Batch, Features, Penalty, StepContext, Task
+from transferctl.microbatches import Share
 from transferctl.model import Original, TransferModel
 
 
@@ -49,20 +50,23 @@ class Objective:
     original: Original | None = None
     domains: Mapping[str, DomainLoss] = field(default_factory=dict)
 
-    def __call__(self, model: TransferModel, features: Features, batch: Batch) -> Losses:
+    def __call__(self, model: TransferModel, features: Features, batch: Batch, share: Share | None = None) -> Losses:
         """Each loss is a mean over its own domain, so λ does not depend on batch sizes. A domain without samples in
-        the batch has no term; with the target alone there is no λ."""
+        the batch has no term; with the target alone there is no λ. share: of a micro-batch in its step, which its
+        terms are multiplied by, so that they add up to the step's."""
+        share = share or Share(1.0, 1.0, batch.n_source > 0)
         loss_source = loss_target = None
+        terms: dict[str, Tensor] = {}
         total = torch.zeros((), device=features.pooled.device)
         if batch.n_source:
-            loss_source = self._mean_loss("source", model, features, batch, batch.source)
+            loss_source = share.source * self._mean_loss("source", model, features, batch, batch.source)
             total = total + loss_source
         if batch.n_source < len(batch.labels):
-            loss_target = self._mean_loss("target", model, features, batch, batch.target)
-            total = total + (self.target_weight * loss_target if batch.n_source else loss_target)
-        context = StepContext(model, features, batch, self.original)
-        terms = {name: penalty(context) for name, penalty in self.penalties.items()}
-        total = total + sum(self.penalties[name].weight * value for name, value in terms.items())
+            loss_target = share.target * self._mean_loss("target", model, features, batch, batch.target)
+            total = total + (self.target_weight * loss_target if share.has_source else loss_target)
+            context = StepContext(model, features, batch, self.original)
+            terms = {name: share.target * penalty(context) for name, penalty in self.penalties.items()}
+            total = total + sum(self.penalties[name].weight * value for name, value in terms.items())
         return Losses(total, loss_source, loss_target, terms)
 
     def _mean_loss(self, domain: str, model: TransferModel, features: Features, batch: Batch, rows: slice) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from transferctl import plugins
 from transferctl.contracts import Batch, Penalty, PenaltyStart
@@ -64,13 +66,29 @@ def build(
     original: Original,
     inputs: Inputs,
     splits: Mapping[str, Split],
+    references: dict[str, Tensor],
     display: Display,
 ) -> dict[str, Penalty]:
-    """splits: what PenaltyStart.batches may ask for, as far as it is there."""
+    """splits: what PenaltyStart.batches may ask for, as far as it is there. references: what an earlier process of the
+    run has computed once, by PENALTY/NAME; what is not there yet is computed, and put there."""
     batches = partial(_batches, inputs, spec.seed, splits, display)
-    start = PenaltyStart(model, original, batches, spec.seed, display.note)
-    chosen = spec.penalties.chosen()
-    return {name: plugins.load("penalties", name).build(settings, start) for name, settings in chosen.items()}
+    built = {}
+    for name, settings in spec.penalties.chosen().items():
+        once = partial(_once, references, name, inputs.compute.device)
+        start = PenaltyStart(model, original, batches, spec.seed, display.note, once)
+        built[name] = plugins.load("penalties", name).build(settings, start)
+    return built
+
+
+def _once(
+    references: dict[str, Tensor], name: str, device: torch.device, compute: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    prefix = f"{name}/"
+    kept = {key.removeprefix(prefix): t.to(device) for key, t in references.items() if key.startswith(prefix)}
+    if not kept:
+        kept = compute()
+        references |= {prefix + key: tensor for key, tensor in kept.items()}
+    return kept
 
 
 def _batches(

@@ -15,13 +15,16 @@ from transferctl.errors import SpecError
 from transferctl.inputs import Inputs
 from transferctl.model import BatchNorm, TransferModel
 from transferctl.objective import Objective
+from transferctl.resuming import Resumed
+from transferctl.saving import Saver
 from transferctl.spec import Spec, WeightsFile
 from transferctl.wording import counted
 
 
-def run(spec: Spec, runs_dir: Path, display: Display) -> dict[str, Any]:
-    """Train on `source` from random weights (or from `backbone.weights`), as `pretrain:` says."""
-    return _train(spec, _prepare(spec, pipeline.load_source(spec, display), display), runs_dir, display)
+def run(spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = None) -> dict[str, Any]:
+    """Train on `source` from random weights (or from `backbone.weights`), as `pretrain:` says; or go on with a run that
+    was stopped."""
+    return _train(spec, _prepare(spec, pipeline.load_source(spec, display), display), runs_dir, display, resumed)
 
 
 def ensure_source(spec: Spec, runs_dir: Path, display: Display, source: DomainData | None = None) -> Spec:
@@ -33,6 +36,9 @@ def ensure_source(spec: Spec, runs_dir: Path, display: Display, source: DomainDa
     found = stage0.find(runs_dir, start.fingerprint, display)
     if found is not None:
         display.note(f"stage 0: {found} is identical (data, architecture, settings, seed); not trained again")
+    if found is None and (stopped := stage0.find_stopped(runs_dir, start.fingerprint)):
+        display.note(f"stage 0: {stopped} is identical and was stopped; going on with it")
+        found = Path(_train(spec, start, runs_dir, display, Resumed(stopped))["run"])
     path = found or Path(_train(spec, start, runs_dir, display)["run"])
     weights = WeightsFile.model_construct(path=path.absolute(), classes=None)
     return spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"weights": weights})})
@@ -67,7 +73,9 @@ def _prepare(spec: Spec, source: DomainData, display: Display) -> _Start:
     return _Start(source, model, start.origin, compute, stage0.fingerprint(spec, model, audits, compute))
 
 
-def _train(spec: Spec, start: _Start, runs_dir: Path, display: Display) -> dict[str, Any]:
+def _train(
+    spec: Spec, start: _Start, runs_dir: Path, display: Display, resumed: Resumed | None = None
+) -> dict[str, Any]:
     source, model, compute = start.source, start.model.place(start.compute), start.compute
     task = pipeline.task_of(spec)
     settings = spec.pretrain
@@ -80,25 +88,30 @@ def _train(spec: Spec, start: _Start, runs_dir: Path, display: Display) -> dict[
         f"pretrain: {spec.backbone.name} from {start.origin}, min over θ of L_S, {counted(settings.epochs, 'epoch')}"
     )
     inputs = Inputs(task, model.preprocessing, spec.workers, compute)
-    stream = inputs.training_stream(
-        None, source.train, {"source": pipeline.augmentation(settings)},
-        batch_size=settings.batch_size, epochs=settings.epochs, seed=spec.seed,
-    )  # fmt: skip
     validation = partial(inputs.scoring_batches, source.val)
     assert spec.source is not None, "load_source has refused that"
     loss = pipeline.domain_loss(settings.label_smoothing, spec.source.balance, source.train, source.classes, compute)
     objective = Objective(task, domains={"source": loss})
     with (
-        runs.start(runs_dir, "pretrain", spec.name, yamlfile.dump(spec), display) as folder,
+        runs.start(runs_dir, "pretrain", spec.name, yamlfile.dump(spec), display, resumed) as folder,
         pipeline.naming_all_broken(source.splits(), spec, display),
     ):
         folder.summary |= {"start": start.origin, "skipped": source.skipped, "stage0": start.fingerprint}
-        results.describe_run(folder, spec.seed, compute, model, source.named_splits("source"))
+        results.describe_run(
+            folder, spec.seed, compute, model, source.named_splits("source"), display,
+            resumed=resumed, facts={"stage0": start.fingerprint},
+        )  # fmt: skip
+        saver = Saver(folder, spec.checkpoint.of_epochs(), display)
+        stream = inputs.training_stream(
+            None, source.train, {"source": pipeline.augmentation(settings)}, batch_size=settings.batch_size,
+            epochs=settings.epochs, seed=spec.seed, first_step=saver.course.step,
+        )  # fmt: skip
         fitted = training.fit(
             model, objective, settings, stream, validation, model.features_of, compute, display,
             seed=spec.seed, frozen={1: "none"}, batchnorm=BatchNorm(thawed="train"), domain="source",
-            settings_key="pretrain.", run=folder,
+            settings_key="pretrain.", run=folder, saver=saver,
         )  # fmt: skip
+        results.save_fitted(folder, model, fitted)
         results.show_metrics(display, f"Source, epoch {fitted.best['epoch']} (best), validation", fitted.best["val"])
     display.result(str(folder.path))
     return folder.summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transferctl import checkpoint, runs, scratch
+from transferctl import checkpoint, resuming, runs, scratch
 from transferctl.data import Split
 from transferctl.device import Compute
 from transferctl.display import Display
-from transferctl.model import TransferModel, state_for_checkpoint
+from transferctl.model import TransferModel, digest, state_for_checkpoint
+from transferctl.resuming import Resumed
 from transferctl.runs import Run
+from transferctl.trainingstate import Fitted
 from transferctl.wording import printable
 
 
@@ -25,25 +28,52 @@ def describe_run(
     compute: Compute,
     model: TransferModel,
     splits: Mapping[str, Split],
+    display: Display,
+    *,
     seen: Mapping[str, str] | None = None,
+    facts: Mapping[str, str] | None = None,
+    resumed: Resumed | None = None,
 ) -> None:
-    """environment.json and classes.json. splits: by domain and name, such as target.train; seen: the fingerprints of
-    those that the run saw which the model comes from."""
+    """environment.json, classes.json and spec.yaml, with the model as the run starts it. splits: by domain and name,
+    such as target.train; seen: the fingerprints of those that the run saw which the model comes from; facts: what else
+    the run is known by. Those of a resumed run are compared first. Raises CheckpointError."""
     fingerprints = {name: split.fingerprint() for name, split in splits.items()} | dict(seen or {})
-    run.write_json("environment.json", runs.environment(seed, str(compute), fingerprints))
+    environment = runs.environment(seed, str(compute), fingerprints) | dict(facts or {})
+    environment["weights"] = digest(model)
+    environment["files"] = {name: split.facts(model.classes[name.partition(".")[0]]) for name, split in splits.items()}
+    if resumed and (before := runs.read_environment(resumed.run)):
+        resuming.compare_environment(resumed, before, environment, display)
+        commands = {"command": before.get("command"), "resumed_by": [*before.get("resumed_by", []), sys.argv]}
+        environment |= commands
+    run.keep_spec()
+    run.write_json("environment.json", environment)
     run.write_json("classes.json", {domain: list(names) for domain, names in model.classes.items()})
+
+
+def save_fitted(run: Run, model: TransferModel, fitted: Fitted) -> None:
+    """Last, then best, as far as they are not saved yet, and nothing else, as nothing goes on from a finished training.
+    The model, which is as it was at its last epoch, becomes as it was at its best."""
+    is_one = fitted.best["step"] == fitted.last["step"]
+    save_checkpoint(run, model, fitted.last, ("best", "last") if is_one else ("last",))
+    model.load_state_dict(fitted.best_state, strict=False)
+    if not is_one:
+        save_checkpoint(run, model, fitted.best, ("best",))
 
 
 def save_checkpoint(run: Run, model: TransferModel, epoch: Mapping[str, Any], links: tuple[str, ...]) -> None:
     """The model as it is. epoch: {"epoch", "step", "val": metrics}; links: best, last or both."""
-    manifest = model.describe() | {"epoch": epoch["epoch"], "val": headline(epoch["val"])}
-    checkpoint.save(run.path, epoch["step"], state_for_checkpoint(model), manifest, links)
+    manifest = model.describe() | {"epoch": epoch["epoch"], "step": epoch["step"], "val": headline(epoch["val"])}
+    name = checkpoint.name_of(epoch["step"])
+    checkpoint.save(run.path, name, {checkpoint.WEIGHTS_FILE: state_for_checkpoint(model)}, manifest, links)
 
 
-def save_start(run: Run, model: TransferModel, untrained_heads: Sequence[str]) -> None:
-    """The model as fine-tuning starts it: what forgetting is measured from, and where interpolation begins."""
-    manifest = model.describe() | {"epoch": 0, "untrained_heads": list(untrained_heads)}
-    checkpoint.save(run.path, 0, state_for_checkpoint(model), manifest, ("start",))
+def save_start(run: Run, model: TransferModel, facts: Mapping[str, Any], references: Mapping[str, Tensor]) -> None:
+    """The model as fine-tuning starts it: what forgetting is measured from, where interpolation begins, and what
+    penalties look back at (references: what they have computed of it)."""
+    files: dict[str, Mapping[str, Tensor]] = {checkpoint.WEIGHTS_FILE: state_for_checkpoint(model)}
+    files |= {checkpoint.REFERENCES_FILE: references} if references else {}
+    manifest = model.describe() | {"epoch": 0, "step": 0, **facts}
+    checkpoint.save(run.path, checkpoint.name_of(0), files, manifest, ("start",))
 
 
 def headline(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 runs/20261124-015703-finetune-ants-bees/
   spec.yaml environment.json metrics.jsonl summary.json classes.json log.txt predictions.csv checkpoints/
+  lock, while a process writes it
 """
 
 from __future__ import annotations
@@ -13,30 +14,48 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from transferctl import jsontext
+from transferctl import jsontext, lock, signals
 from transferctl.display import Display
-from transferctl.errors import ExitCode, ending, from_os_error
+from transferctl.errors import ExitCode, TransferctlError, ending, from_os_error
+from transferctl.resuming import Resumed
 
 SCHEMA_VERSION = 1
+RESUMABLE = ("pretrain", "extract", "finetune")
 
 
 class Run:
-    """An open run folder. `summary` is what summary.json will say."""
+    """An open run folder, which this process alone writes. `summary` is what summary.json will say; `is_resumed`:
+    whether an earlier process began it."""
 
-    def __init__(self, path: Path, verb: str, name: str, metrics: IO[str]):
-        self.path = path
+    def __init__(self, path: Path, verb: str, name: str, metrics: IO[str], spec_yaml: str, *, is_resumed: bool = False):
+        self.path, self.is_resumed, self._spec_yaml = path, is_resumed, spec_yaml
         self.summary: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "verb": verb, "name": name, "run": str(path)}
         self._metrics = metrics
 
     def log_metrics(self, **values: Any) -> None:
         """One line of metrics.jsonl, on disk when this returns (to the operating system's buffers)."""
         self._metrics.write(jsontext.dumps(values) + "\n")
+
+    def metrics_bytes(self) -> int:
+        """Of metrics.jsonl, all of it on the disk."""
+        self._metrics.flush()
+        os.fsync(self._metrics.fileno())
+        return os.fstat(self._metrics.fileno()).st_size
+
+    def rewind_metrics(self, size: int) -> None:
+        """Forget the lines after the first `size` bytes: what they are about is done again."""
+        self._metrics.flush()
+        os.truncate(self._metrics.fileno(), size)
+
+    def keep_spec(self) -> None:
+        """What a resumed run changes of its spec holds from here on, once nothing speaks against going on with it."""
+        self.write_text("spec.yaml", self._spec_yaml)
 
     def write_json(self, name: str, values: Any) -> None:
         write_atomically(self.path / name, jsontext.dumps(values, indent=1) + "\n")
@@ -46,34 +65,51 @@ class Run:
 
 
 @contextmanager
-def start(runs_dir: Path, verb: str, name: str, spec_yaml: str, display: Display) -> Iterator[Run]:
-    """Create the run folder, and leave a summary of how the run ended, whatever happens.
+def start(
+    runs_dir: Path, verb: str, name: str, spec_yaml: str, display: Display, resumed: Resumed | None = None
+) -> Iterator[Run]:
+    """Create the run folder, or open that of a run that is resumed; hold its lock, and leave a summary of how the run
+    ended, whatever happens.
 
-    Raises ResourceError where the folder cannot be made or filled.
+    Raises ResourceError where the folder cannot be made or filled, LockedError where another process writes it.
     """
     started = time.monotonic()
-    try:
-        path = _new_folder(runs_dir, f"{datetime.now():%Y%m%d-%H%M%S}-{verb}-{name}")
-        write_atomically(path / "spec.yaml", spec_yaml)
-        files = ExitStack()
-        files.enter_context(display.log_to(path / "log.txt"))
-        run = Run(path, verb, name, files.enter_context(_line_buffered(path / "metrics.jsonl")))
-    except OSError as error:
-        raise from_os_error(error, runs_dir) from None
+    with ExitStack() as files:
+        try:
+            path = resumed.run if resumed else _new_folder(runs_dir, f"{datetime.now():%Y%m%d-%H%M%S}-{verb}-{name}")
+            if left_behind := files.enter_context(lock.locked(path)):
+                display.warn(left_behind)
+            metrics = files.enter_context(_line_buffered(path / "metrics.jsonl"))
+            run = Run(path, verb, name, metrics, spec_yaml, is_resumed=resumed is not None)
+            run.write_json("summary.json", run.summary | {"status": "running"})
+            if not resumed:
+                run.keep_spec()
+            files.enter_context(display.log_to(path / "log.txt"))
+        except OSError as error:
+            raise from_os_error(error, resumed.run if resumed else runs_dir) from None
+        with _summarised(run, started, display):
+            yield run
+
+
+@contextmanager
+def _summarised(run: Run, started: float, display: Display) -> Iterator[None]:
     status, code, message = "finished", ExitCode.OK, ""
     try:
-        yield run
+        yield
     except BaseException as error:
         code, message = ending(error)
         status = "interrupted" if code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED) else "failed"
         error.summary = run.summary  # type: ignore[attr-defined]  # for --json, which says what summary.json says
+        if run.summary["verb"] in RESUMABLE and code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED, ExitCode.RESOURCES):
+            with suppress(OSError, TransferctlError):  # stderr may take no more
+                display.note(f"to go on with it: transferctl {run.summary['verb']} --resume {run.path}")
         raise
     finally:
-        files.close()
         ended = {"status": status, "exit_code": int(code), **({"error": message} if message else {})}
         run.summary |= ended | {"elapsed_s": round(time.monotonic() - started, 3)}
         try:
-            run.write_json("summary.json", run.summary)
+            with signals.held():
+                run.write_json("summary.json", run.summary)
         except OSError as error:
             if status == "finished":
                 raise from_os_error(error, run.path) from None
@@ -144,9 +180,15 @@ def verb_of(run: Path) -> str | None:
 
 def data_fingerprints(run: Path) -> dict[str, str]:
     """What a finished or running run saw, by domain and split; empty where it does not say."""
+    found = read_environment(run).get("data")
+    return found if isinstance(found, dict) else {}
+
+
+def read_environment(run: Path) -> dict[str, Any]:
+    """environment.json; empty where it cannot be read."""
     try:
-        found = json.loads((run / "environment.json").read_text(encoding="utf-8"))["data"]
-    except (OSError, ValueError, KeyError, TypeError):
+        found = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

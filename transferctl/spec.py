@@ -23,6 +23,7 @@ from pydantic import (
 
 from transferctl import plugins
 from transferctl.cache.settings import CacheSettings, cache_shorthand
+from transferctl.savesettings import CheckpointSettings, checkpoint_shorthand
 from transferctl.settings import DataSettings, InputPath, PenaltySettings, Settings, Text, across, as_mapping, of_kind
 from transferctl.trainsettings import AugmentSettings, HeadTrainingSettings, TrainingSettings
 
@@ -356,6 +357,9 @@ class Spec(TrainingSettings):
     baseline: BaselineSettings | None = Field(
         None, description="extract: also train from random weights, for comparison."
     )
+    checkpoint: Annotated[
+        CheckpointSettings, BeforeValidator(checkpoint_shorthand, json_schema_input_type=str | CheckpointSettings)
+    ] = Field(default_factory=CheckpointSettings, description="How often training is saved, to be resumed from.")
     cache: Annotated[CacheSettings, BeforeValidator(cache_shorthand, json_schema_input_type=str | CacheSettings)] = (
         Field(
             default_factory=CacheSettings,
@@ -395,6 +399,13 @@ class Spec(TrainingSettings):
         if self.source and not self.source.rehearsal and self.target_weight is not None:
             message = "weighs L_T against L_S, which source.rehearsal: false takes out of the objective; remove one"
             raise across("lambda", "source", message)
+        return self
+
+    @model_validator(mode="after")
+    def _cosine_needs_the_whole_step(self) -> Spec:
+        if self.on_oom == "halve" and self.source and self.source.gradient_cosine:
+            message = "needs the gradients of whole steps, which on_oom: halve makes in parts; remove one"
+            raise across("source.gradient_cosine", "on_oom", message)
         return self
 
     def frozen_by_epoch(self) -> dict[int, Frozen]:

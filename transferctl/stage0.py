@@ -12,7 +12,7 @@ import PIL
 import torch
 
 import transferctl
-from transferctl import checkpoint, scratch
+from transferctl import checkpoint, lock, scratch
 from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.errors import CheckpointError
@@ -64,6 +64,19 @@ def find(runs_dir: Path, wanted: str, display: Display) -> Path | None:
             display.warn(f"stage 0: {run} is identical, but cannot be used: {error}")
             continue
         return run
+    return None
+
+
+def find_stopped(runs_dir: Path, wanted: str) -> Path | None:
+    """The newest run with this fingerprint that was stopped, and that no process goes on with."""
+    for path in sorted(runs_dir.glob("*-pretrain-*/environment.json"), reverse=True):
+        try:
+            is_it = json.loads(path.read_text(encoding="utf-8")).get("stage0") == wanted
+            status = json.loads((path.parent / "summary.json").read_text(encoding="utf-8"))["status"]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            continue
+        if is_it and status in ("running", "interrupted") and not lock.is_held(path.parent):
+            return path.parent
     return None
 
 

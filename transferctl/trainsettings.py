@@ -189,12 +189,26 @@ else:
 # -- stages -------------------------------------------------------------------------------------------
 
 
+def _or_auto(schema: dict[str, Any]) -> None:
+    bounds = {key: schema.pop(key) for key in ("type", "exclusiveMinimum") if key in schema}
+    schema["anyOf"] = [bounds, {"const": "auto"}]
+
+
 class HeadTrainingSettings(Settings):
     """Settings of a training on features, which are computed once: no augmentation."""
 
     epochs: int = Field(10, gt=0, description="Passes over the training data.")
     batch_size: int = Field(
-        32, gt=0, description="At most this many samples a step; an epoch is cut into equal batches."
+        32,
+        gt=0,
+        description="At most this many samples a step; an epoch is cut into equal batches. auto: 32, with on_oom: "
+        "halve.",
+        json_schema_extra=_or_auto,
+    )
+    on_oom: Literal["stop", "halve"] = Field(
+        "stop",
+        description="Where a step does not fit into memory: stop, or halve, which makes it in two, four … "
+        "micro-batches whose gradients add up to those of the batch.",
     )
     optimizer: Optimizer = Field(
         default_factory=SgdSettings, description="How parameters are updated; a bare name takes its defaults."
@@ -222,6 +236,16 @@ class HeadTrainingSettings(Settings):
         lt=1,
         description="Validate and keep the running mean of the weights, with this decay a step: 0.999.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_batch_size(cls, values: Any) -> Any:
+        """batch_size: auto is 32 samples, whatever fits into memory at once."""
+        if not isinstance(values, dict) or values.get("batch_size") != "auto":
+            return values
+        if values.get("on_oom", "halve") != "halve":
+            raise across("batch_size", "on_oom", "is auto, which halves micro-batches, but on_oom is not; remove one")
+        return values | {"batch_size": 32, "on_oom": "halve"}
 
     @model_validator(mode="after")
     def _early_stopping_needs_a_best(self) -> HeadTrainingSettings:

@@ -32,12 +32,15 @@ class Settings(PenaltySettings):
 
 
 def build(settings: Settings, start: PenaltyStart) -> CoTuning:
+    return CoTuning(settings.weight, start.once(lambda: {"relation": _calibrated_relation(start)})["relation"])
+
+
+def _calibrated_relation(start: PenaltyStart) -> Tensor:
     temperature, how = 1.0, "not calibrated: there are no source validation images"
     if validation := list(_source_logits(start, "source_val")):
         temperature, how = fitted_temperature(validation), "fitted on the source's validation images"
     start.note(f"penalties.cotuning: the source head's temperature is {temperature:.3g} ({how})")
-    n_classes = len(start.model.classes["target"])
-    return CoTuning(settings.weight, relation(_source_logits(start, "target"), temperature, n_classes))
+    return relation(_source_logits(start, "target"), temperature, len(start.model.classes["target"]))
 
 
 class CoTuning:

@@ -1,0 +1,139 @@
+"""One process at a time writes a run: a lock on RUN/lock, which ends with its process, however that ends.
+
+The file says who holds it, `{"pid", "host", "since"}`, for people; what counts is the lock of the operating system
+(flock). On a file system that has none, the process named there counts: one of this host that is gone has left the
+lock behind, one of another host cannot be looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from transferctl.errors import LockedError, from_os_error
+from transferctl.wording import printable
+
+NAME = "lock"
+OWNER_BYTES = 4096
+NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[str]:
+    """Hold the run's lock. Gives what there is to say of an owner who left it behind, or nothing.
+
+    Raises LockedError, which names the owner, where another process holds it; ResourceError where it cannot be made.
+    """
+    path = run / NAME
+    try:
+        descriptor = _take(path)
+    except OSError as error:
+        raise from_os_error(error, path) from None
+    _ours.add(descriptor)
+    try:
+        left_by = _owner(path)
+        _say_owner(descriptor)
+        yield f"{path} was left behind by {left_by}; taken over" if left_by else ""
+    finally:
+        _ours.discard(descriptor)
+        with contextlib.suppress(OSError):
+            path.unlink()  # while it is ours: whoever opened it before sees that it is another file
+        os.close(descriptor)
+
+
+def held_by(run: Path) -> LockedError:
+    """The error that names who holds a run's lock."""
+    owner = _owner(run / NAME) or "another process"
+    message = f"{run}: {owner} writes this run; wait for it, or end it"
+    return LockedError(f"{message}. If it is gone, remove {run / NAME}")
+
+
+def is_held(run: Path) -> bool:
+    """Whether some process writes the run now."""
+    try:
+        descriptor = os.open(run / NAME, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        return not _lock(descriptor, run / NAME)
+    finally:
+        os.close(descriptor)
+
+
+_ours: set[int] = set()
+
+
+def _close_in_child() -> None:
+    """A worker that outlives its parent for a moment must not hold the parent's lock."""
+    for descriptor in _ours:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    _ours.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+def _take(path: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        if not _lock(descriptor, path):
+            os.close(descriptor)
+            raise held_by(path.parent)
+        with contextlib.suppress(OSError):
+            if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                return descriptor
+        os.close(descriptor)  # its owner ended and removed it between our opening and locking it
+
+
+def _lock(descriptor: int, path: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in NO_LOCKS_HERE and not _owner_lives(path)
+    return True
+
+
+def _owner_lives(path: Path) -> bool:
+    """By what the file says; another host's processes are taken to live."""
+    pid, host = _read(path)
+    if pid is None or pid == os.getpid():
+        return False
+    if host != socket.gethostname():
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _owner(path: Path) -> str:
+    pid, host = _read(path)
+    return "" if pid is None else f"process {pid} on {printable(host)}"
+
+
+def _read(path: Path) -> tuple[int | None, str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            owner = json.loads(file.read(OWNER_BYTES))
+        return int(owner["pid"]), str(owner["host"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None, ""
+
+
+def _say_owner(descriptor: int) -> None:
+    owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.now().astimezone():%FT%T%z}"}
+    with contextlib.suppress(OSError):  # a full disk: the lock holds all the same, and the run will say so
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(owner).encode(), 0)

@@ -1,0 +1,86 @@
+"""A step in parts, where the whole batch does not fit into memory: gradients add up, so the effective batch stays.
+
+Each domain's loss is a mean over its own samples, so a part's mean counts by its share of them: exact but for the order
+of sums, and for what looks at a batch as a whole (BatchNorm with the batch's statistics, the penalty bss).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from transferctl.contracts import Batch
+from transferctl.device import Compute
+from transferctl.errors import is_out_of_memory
+from transferctl.model import TransferModel, norms
+
+T = TypeVar("T")
+
+
+class Share(NamedTuple):
+    """What part of a step's source and target samples a micro-batch has; has_source: whether the step has any."""
+
+    source: float
+    target: float
+    has_source: bool
+
+
+def of(batch: Batch, parts: int) -> Iterator[tuple[Batch, Share]]:
+    """The batch in so many micro-batches, source rows first in each, both domains spread evenly."""
+    n_source, n_target = batch.n_source, len(batch.labels) - batch.n_source
+    for i in range(parts):
+        source = slice(i * n_source // parts, (i + 1) * n_source // parts)
+        target = slice(n_source + i * n_target // parts, n_source + (i + 1) * n_target // parts)
+        counts = source.stop - source.start, target.stop - target.start
+        if any(counts):
+            share = Share(counts[0] / max(n_source, 1), counts[1] / max(n_target, 1), n_source > 0)
+            yield (batch if parts == 1 else _rows(batch, source, target)), share
+
+
+def _rows(batch: Batch, source: slice, target: slice) -> Batch:
+    def both(rows: Tensor) -> Tensor:
+        return torch.cat([rows[source], rows[target]])
+
+    return replace(
+        batch,
+        inputs=both(batch.inputs),
+        labels=both(batch.labels),
+        n_source=source.stop - source.start,
+        names=batch.names[source] + batch.names[target],
+        mixed=batch.mixed and replace(batch.mixed, partners=both(batch.mixed.partners), share=both(batch.mixed.share)),
+        digests=None,
+    )
+
+
+def halving(
+    compute_in: Callable[[int], T], parts: int, most: int, model: TransferModel, compute: Compute,
+    say: Callable[[str], None],
+) -> tuple[T, int]:  # fmt: skip
+    """compute_in(parts), in twice as many parts for as long as memory runs out, at most `most`; and in how many it
+    went. What BatchNorm has seen in the attempts that failed is taken back."""
+    moving = {key: t for name, norm in norms(model).items() if norm.training for key, t in _buffers(name, norm)}
+    kept = {name: tensor.clone() for name, tensor in moving.items()}
+    while True:
+        try:
+            return compute_in(parts), parts
+        except Exception as error:
+            if not is_out_of_memory(error) or parts >= most:
+                raise
+        parts = min(2 * parts, most)
+        for name, tensor in moving.items():
+            tensor.copy_(kept[name])
+        if compute.device.type == "cuda":
+            torch.cuda.empty_cache()
+        say(parts_in_words(parts))
+
+
+def parts_in_words(parts: int) -> str:
+    return f"out of memory: from here on each step is made in {parts} micro-batches, whose gradients add up"
+
+
+def _buffers(name: str, norm: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return ((f"{name}.{key}", buffer) for key, buffer in norm.named_buffers())

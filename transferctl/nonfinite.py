@@ -1,0 +1,49 @@
+"""What is no number stops the training before it reaches a weight: exit 6, with the step, the term and the samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from transferctl.contracts import Batch
+from transferctl.errors import DivergedError
+from transferctl.model import TransferModel
+from transferctl.wording import shown
+
+
+def refuse_terms(terms: Mapping[str, float], batch: Batch, epoch: int, step: int) -> None:
+    """Of the step's objective. Raises DivergedError, which names the terms (not their sum) and the samples."""
+    if broken := [name for name, value in terms.items() if not math.isfinite(value)]:
+        named = [name for name in broken if name != "loss"] or broken  # a finite sum may still overflow
+        raise _diverged(epoch, step, ", ".join(f"{name} is {terms[name]}{_on(name, batch)}" for name in named))
+
+
+def refuse_gradients(model: TransferModel, batch: Batch, epoch: int, step: int) -> None:
+    """Raises DivergedError, which names the weights and the samples. (One pass over the gradients: ResNet-50 on two
+    cores, 5 ms of a step.)"""
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    if not gradients or bool(torch.stack(torch._foreach_norm(list(gradients.values()))).isfinite().all()):
+        return
+    broken = [name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())]
+    if broken:  # else the norm alone overflows
+        raise _diverged(epoch, step, f"the gradient of {shown(broken)} is no finite number{_on('loss', batch)}")
+
+
+def refuse_score(metrics: Mapping[str, Any], epoch: int, step: int) -> None:
+    """A model whose validation loss is no number is never the best. Raises DivergedError."""
+    if not math.isfinite(metrics["loss"]):
+        raise _diverged(epoch, step, f"the validation loss is {metrics['loss']}")
+
+
+def _on(term: str, batch: Batch) -> str:
+    """The samples that a term is computed on; penalties look at the target's."""
+    names = batch.names[batch.source if term == "loss_source" or not batch.names[batch.target] else batch.target]
+    return f" on {shown(names)}" if names else ""
+
+
+def _diverged(epoch: int, step: int, what: str) -> DivergedError:
+    advice = "lower optimizer.lr, λ or the penalties' weights, or look at the data. What is saved stays as it is"
+    return DivergedError(f"epoch {epoch}, step {step}: {what}; {advice}")
