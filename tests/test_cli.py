@@ -105,7 +105,9 @@ def test_a_spec_is_judged_without_torch(spec_file):
     ("arguments", "message"),
     [
         (["extrakt"], "No such command 'extrakt'. Did you mean 'extract'?; see transferctl --help"),
-        (["extract"], "Missing argument 'SPEC'; see transferctl extract --help"),
+        (["check"], "Missing argument 'SPEC'; see transferctl check --help"),
+        (["extract"], "name the SPEC, or a run to go on with by --resume RUN; see transferctl extract --help"),
+        (["extract", "x.yaml", "--allow", "data"], "--allow: is for --resume RUN"),
         (["eval", "run", "--fail"], "--fail"),
     ],
 )

@@ -243,7 +243,7 @@ def _train(
     def load() -> SpecFile:
         nonlocal resumed
         if resume is None and spec is None:
-            raise _usage("", "name the SPEC, or go on with a run by --resume RUN")
+            raise _usage("", f"name the SPEC, or a run to go on with by --resume RUN; see transferctl {name} --help")
         if resume is None and allowed:
             raise _usage("--allow", "is for --resume RUN, and names what may differ from that run")
         if resume is None:

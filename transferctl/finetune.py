@@ -86,7 +86,7 @@ def run(spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = 
         saver = Saver(folder, spec.checkpoint.of_epochs(), display)
         objective, fresh = _start(setup, folder)
         before = None if "source" in fresh else _score_source(setup)
-        if before and not saver.course.step:
+        if before and saver.begins:
             folder.log_metrics(step=0, epoch=0, split="source_val", **results.headline(before[0]))
         fitted = _fit(setup, objective, saver, folder)
         results.save_fitted(folder, model, fitted)

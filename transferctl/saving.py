@@ -25,10 +25,12 @@ SPARE_BYTES = 16 << 20  # for what a run writes besides checkpoints
 
 class Saver:
     """Of one training in a run folder. course: how far an earlier process came with it, whose checkpoint has been
-    verified; at its beginning without one.
+    verified; at its beginning without one, and then `begins`.
 
     An epoch that is due is saved scored, with its links; between epochs what is due is saved unscored, for resuming.
     """
+
+    _saved: tuple[int, int] | None  # step and epochs
 
     def __init__(self, run: Run, every: Every, display: Display):
         """Raises ResourceError. Says loudly which checkpoints cannot be used."""
@@ -37,7 +39,8 @@ class Saver:
         self.course = Course()
         if run.is_resumed:
             self._find()
-        self._saved = (self.course.step, self.course.epochs)
+        self.begins = self._found is None
+        self._saved = None if self.begins else (self.course.step, self.course.epochs)
         self._saved_at_s = time.monotonic()
 
     def begin(self, model: TransferModel, optimizer: torch.optim.Optimizer, ema: Ema | None) -> Course:
@@ -97,7 +100,7 @@ class Saver:
 
     def _find(self) -> None:
         """The newest checkpoint that is whole, and its best one too; links and metrics as they were with it."""
-        run, say = self._run, self._display.warn
+        run, say, size = self._run, self._display.warn, 0
         for found in checkpoint.resumable(run.path, say):
             try:
                 course = Course.from_dict(found.manifest["training"])
@@ -115,7 +118,7 @@ class Saver:
             checkpoint.discard_newer(run.path, self._found.path.name if self._found else None)
             if self._found:
                 self._relink(self._found)
-                run.rewind_metrics(size)
+            run.rewind_metrics(size)
         except OSError as error:
             raise from_os_error(error, run.path) from None
         if self._found:
