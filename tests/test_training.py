@@ -90,7 +90,7 @@ def fit(model: TransferModel, settings: HeadTrainingSettings, **how: Any) -> Fit
         settings,
         stream,
         lambda: iter(VAL),
-        model.features_of,
+        how.pop("forward", model.features_of),
         CPU,
         Display(as_json=True),
         seed=0,
@@ -234,7 +234,11 @@ def test_eval_of_a_run_with_ema_has_the_score_that_selected_it(
 def _scores(monkeypatch: pytest.MonkeyPatch, *accuracies: float) -> None:
     """What validation finds, epoch by epoch."""
     waiting, measure = iter(accuracies), scoring.measure
-    monkeypatch.setattr(training, "measure", lambda *of: measure(*of) | {"accuracy": next(waiting), "loss": 1.0})
+
+    def found(*of: Any, **how: Any) -> dict[str, Any]:
+        return measure(*of, **how) | {"accuracy": next(waiting), "loss": 1.0}
+
+    monkeypatch.setattr(training, "measure", found)
 
 
 @pytest.mark.parametrize(
@@ -405,3 +409,27 @@ def test_what_was_best_before_a_loss_became_nan_stays_as_it_was(
     paths = [next((tmp_path / at).glob("*/checkpoints/best/model.safetensors")) for at in ("whole", "broken")]
     whole, kept = map(load_file, paths)
     assert all(torch.equal(tensor, kept[name]) for name, tensor in whole.items())
+
+
+@pytest.mark.parametrize(("broken", "said"), [("target", "loss_target at "), ("source", "loss_source at ")])
+def test_a_gradient_that_is_no_number_is_named_before_it_reaches_a_weight(
+    broken: str, said: str, spec: Path, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """√x at 0: the value is a number, its derivative is none."""
+    loss, calls = classification.loss, iter(range(1, 10_000))
+
+    def rooted(head: nn.Module, features: Features, *rest: Any, **named: Any) -> Tensor:
+        value = loss(head, features, *rest, **named)
+        is_it = (head.layers[-1].out_features == 3) == (broken == "target")
+        return value + ((0 * features.pooled.sum()).sqrt() if is_it and next(calls) >= 3 else 0)
+
+    _, start = invoke("extract", spec, "--set", "epochs=1", "--runs-dir", tmp_path / "runs")
+    monkeypatch.setattr(classification, "loss", rooted)
+    settings = ["--set", SOURCE, "--set", "checkpoint=1 steps", "--runs-dir", tmp_path / "runs"]
+    code, answer = invoke("finetune", spec, "--from", start["run"], *settings)
+    assert code == 6 and answer["error"].startswith("epoch 1, step 3: the gradient of " + said)
+    assert "backbone.net.conv1.weight" in answer["error"] and ".png" in answer["error"] or "digits" in answer["error"]
+    (run,) = (tmp_path / "runs").glob("*-finetune-*")
+    assert not (run / "checkpoints" / "best").exists()
+    saved = load_file(run / "checkpoints" / "step-000002-unscored" / "model.safetensors")
+    assert all(bool(tensor.isfinite().all()) for tensor in saved.values())

@@ -133,6 +133,7 @@ def _start(setup: _Setup, folder: Run) -> tuple[Objective, tuple[str, ...]]:
     saved = checkpoint.load(folder.path, name) if folder.is_resumed and checkpoint.is_whole(folder.path, name) else None
     facts: dict[str, Any] = {}
     if saved:
+        checkpoint.link(folder.path, {"start": name})  # a kill can come between the two
         load_state(model, saved)
         facts = {key: saved.manifest[key] for key in ("untrained_heads", "head_first") if key in saved.manifest}
         if not penalising.source_head_trains(setup.spec):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from transferctl.contracts import Batch
 from transferctl.errors import DivergedError
 from transferctl.model import TransferModel
+from transferctl.objective import Losses
 from transferctl.wording import shown
 
 
@@ -21,15 +22,32 @@ def refuse_terms(terms: Mapping[str, float], batch: Batch, epoch: int, step: int
         raise _diverged(epoch, step, ", ".join(f"{name} is {terms[name]}{_on(name, batch)}" for name in named))
 
 
-def refuse_gradients(model: TransferModel, batch: Batch, epoch: int, step: int) -> None:
-    """Raises DivergedError, which names the weights and the samples. (One pass over the gradients: ResNet-50 on two
-    cores, 5 ms of a step.)"""
+def refuse_gradients(
+    model: TransferModel, passes: Callable[[], Iterable[Losses]], batch: Batch, epoch: int, step: int
+) -> None:
+    """passes: computes the step's losses again, for what a gradient cannot say. Raises DivergedError, which names the
+    terms, the weights and the samples."""
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     if not gradients or bool(torch.stack(torch._foreach_norm(list(gradients.values()))).isfinite().all()):
         return
     broken = [name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())]
     if broken:  # else the norm alone overflows
-        raise _diverged(epoch, step, f"the gradient of {shown(broken)} is no finite number{_on('loss', batch)}")
+        terms = _terms_with_broken_gradients(model, passes)
+        at = f"the gradient of {shown(terms)} at {shown(broken)} is no finite number"
+        raise _diverged(epoch, step, at + _on(terms[0] if len(terms) == 1 else "loss", batch))
+
+
+def _terms_with_broken_gradients(model: TransferModel, passes: Callable[[], Iterable[Losses]]) -> list[str]:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    found = dict[str, None]()
+    for losses in passes():
+        for name, term in losses.named().items():
+            if name == "loss" or not term.requires_grad:
+                continue
+            gradients = torch.autograd.grad(term, trained, retain_graph=True, allow_unused=True)
+            if not all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None):
+                found[name] = None
+    return list(found) or ["loss"]
 
 
 def refuse_score(metrics: Mapping[str, Any], epoch: int, step: int) -> None:

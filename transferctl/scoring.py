@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from transferctl import results
+from transferctl import microbatches, results
 from transferctl.contracts import Batch, Features, Task
 from transferctl.data import DomainData, Split
 from transferctl.device import Compute
 from transferctl.display import Display
+from transferctl.errors import is_out_of_memory
 from transferctl.model import TransferModel
 from transferctl.results import Predictions
 from transferctl.runs import Run
@@ -28,21 +29,35 @@ def measure(
     compute: Compute,
     domain: str = "target",
     record: Callable[[Tensor, Tensor], None] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Metrics of a head over labelled batches; no gradients, eval mode. `record` receives each batch's logits and
-    labels."""
+    labels. A batch that does not fit into memory is computed in halves, which `say` is told."""
     model.eval()
     meter = task.meter(model.classes[domain])
     with torch.inference_mode():
         for loaded in batches:
-            batch = loaded.to(compute.device)
-            with torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.bf16):
-                features = forward(batch)
-            logits = model.heads[domain](features.in_fp32()).cpu()
+            logits = _logits(model.heads[domain], loaded, forward, compute, say)
             meter.update(logits, loaded.labels.cpu())
             if record:
                 record(logits, loaded.labels.cpu())
     return meter.compute()
+
+
+def _logits(head: nn.Module, loaded: Batch, forward: Forward, compute: Compute, say: Callable[[str], None]) -> Tensor:
+    """[N, C], on the CPU."""
+    try:
+        batch = loaded.to(compute.device)
+        with torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.bf16):
+            features = forward(batch)
+        logits: Tensor = head(features.in_fp32()).cpu()
+        return logits
+    except Exception as error:
+        n = len(loaded.labels)
+        if not is_out_of_memory(error) or n < 2:
+            raise
+    say(f"out of memory: {n} images at once are scored in two halves")
+    return torch.cat([_logits(head, half, forward, compute, say) for half, _ in microbatches.of(loaded, 2)])
 
 
 def score_best(
@@ -59,7 +74,7 @@ def score_best(
     validation data, and on test data, which is scored here alone, once."""
     predictions = Predictions()
     scored = [(target.val, predictions)]
-    metrics = measure(model, task, batches_of(target.val), forward, compute, record=predictions)
+    metrics = measure(model, task, batches_of(target.val), forward, compute, record=predictions, say=display.warn)
     best, last = run.summary["best"], run.summary["last"]
     # with C classes a confusion matrix is C² numbers, a line each in summary.json: the best epoch's will do
     run.summary["last"] = last | {"val": results.headline(last["val"])}
@@ -69,7 +84,7 @@ def score_best(
     if target.test:
         predictions = Predictions()
         scored.append((target.test, predictions))
-        metrics = measure(model, task, batches_of(target.test), forward, compute, record=predictions)
+        metrics = measure(model, task, batches_of(target.test), forward, compute, record=predictions, say=display.warn)
         run.summary["test"] = metrics
         run.log_metrics(split="test", **results.headline(metrics))
         results.show_metrics(display, f"Test, scored once, {which}", metrics)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from transferctl.ema import Ema
 from transferctl.errors import SpecError
 from transferctl.loaders import Stream
 from transferctl.model import BatchNorm, TransferModel, norms
-from transferctl.objective import Objective, gradient_cosine
+from transferctl.objective import Losses, Objective, gradient_cosine
 from transferctl.preprocess import keyed_randomness
 from transferctl.results import headline
 from transferctl.runs import Run
@@ -99,7 +99,7 @@ def fit(  # noqa: PLR0915 (the loop tells the story)
                     progress.advance(len(batch.labels), loss)
 
                 with ema.applied() if ema else nullcontext():
-                    val = measure(model, objective.task, validation(), forward, compute, domain)
+                    val = measure(model, objective.task, validation(), forward, compute, domain, say=display.warn)
                     with signals.held():
                         is_best = _score_epoch(course, val, settings, model, trained)
                         means, course.sums = course.sums.means(), Sums()
@@ -144,19 +144,22 @@ def _gradients(
     DivergedError, which names the terms or weights and the samples, while the model is as it was before the step."""
     model.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
-    with keyed_randomness(seed, "step", step, device=compute.device):
-        for part, share in microbatches.of(batch, parts):
-            with torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.bf16):
-                features = forward(part)
-            losses = objective(model, features, part, share)
-            cosine = gradient_cosine(losses, model.backbone) if log_cosine else None
-            losses.total.backward()  # type: ignore[no-untyped-call]
-            found = losses.named() | ({} if cosine is None else {"cosine": cosine})
-            for name, value in found.items():
-                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+
+    def passes() -> Iterator[Losses]:
+        with keyed_randomness(seed, "step", step, device=compute.device):
+            for part, share in microbatches.of(batch, parts):
+                with torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.bf16):
+                    features = forward(part)
+                yield objective(model, features, part, share)
+
+    for losses in passes():
+        cosine = gradient_cosine(losses, model.backbone) if log_cosine else None
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        for name, value in (losses.named() | ({} if cosine is None else {"cosine": cosine})).items():
+            sums[name] = sums[name] + value.detach() if name in sums else value.detach()
     terms = {name: float(value) for name, value in sums.items()}
     nonfinite.refuse_terms(terms, batch, epoch, step + 1)
-    nonfinite.refuse_gradients(model, batch, epoch, step + 1)
+    nonfinite.refuse_gradients(model, passes, batch, epoch, step + 1)
     return terms
 
 
