@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, chain, islice
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from transferctl import (
+    audit,
     data,
+    findings,
     frozenwork,
     grouping,
     heads,
@@ -18,21 +16,16 @@ from transferctl import (
     penalising,
     pipeline,
     plan,
-    repeats,
-    scratch,
     starting,
 )
+from transferctl.audit import Looked
 from transferctl.cache.cache import open_cache
 from transferctl.data import DomainData
 from transferctl.display import Display
 from transferctl.errors import DataError, TransferctlError
-from transferctl.loaders import Audit
 from transferctl.model import TransferModel, in_words
 from transferctl.spec import PenaltiesSettings, Spec
 from transferctl.wording import counted, printable
-
-SHOWN_DUPLICATES = 10
-LISTED_DUPLICATES = 1000
 
 
 def run(spec: Spec, display: Display) -> dict[str, Any]:
@@ -49,9 +42,9 @@ def run(spec: Spec, display: Display) -> dict[str, Any]:
         except TransferctlError as error:  # told after the data has been read, unless the data is at fault too
             fault = error
     audits = _read_everything(spec, domains, problems, display)
-    unreadable = [sample for found in audits.values() for audit in found for sample in audit.broken.values()]
+    unreadable = [sample for found in audits.values() for looked in found for sample in looked.broken.values()]
     report["unreadable"] = [str(sample) for sample in unreadable]
-    report |= _say_duplicates(audits.values(), display)
+    report |= findings.say(domains, audits, _balances(spec), report.get("crop"), display)
     if problems:
         text = "\n".join([*problems, *([str(fault)] if fault else [])])
         raise DataError(text, report)
@@ -100,6 +93,7 @@ def _show_plan(spec: Spec, domains: Mapping[str, DomainData], display: Display) 
         "objective": plan.in_symbols(spec),
         "stages": [dict(zip(plan.STAGE_COLUMNS, row, strict=True)) for row in stages],
         "frozen_work": [dict(zip(frozenwork.COLUMNS, row, strict=True)) for row in work],
+        "crop": model.preprocessing.crop,
         "trained_parameters": sum(row[2] for row in stages),
         "notes": [note for domain in domains.values() for note in domain.notes],
     }
@@ -145,16 +139,13 @@ def _plan(spec: Spec, model: TransferModel, compute: str) -> list[list[str]]:
 
 def _read_everything(
     spec: Spec, domains: Mapping[str, DomainData], problems: list[str], display: Display
-) -> dict[str, list[Audit]]:
+) -> dict[str, list[Looked]]:
     """Every split of every domain, read once; what stops training there goes to `problems`."""
     audits = {
-        name: [
-            loaders.audit(split, loaders.workers_for(spec.workers, split), display, hashed=True)
-            for split in domain.splits()
-        ]
+        name: [audit.look(split, loaders.workers_for(spec.workers, split), display) for split in domain.splits()]
         for name, domain in domains.items()
     }
-    broken = [sample for found in audits.values() for audit in found for sample in audit.broken.values()]
+    broken = [sample for found in audits.values() for looked in found for sample in looked.broken.values()]
     if broken and spec.on_bad_sample == "stop":
         problems.append(str(loaders.broken_error(broken)))
     elif broken:
@@ -166,38 +157,5 @@ def _read_everything(
     return audits
 
 
-def _say_duplicates(audits: Iterable[Sequence[Audit]], display: Display) -> dict[str, Any]:
-    """What the report says of them: of a million pairs, how many and the first."""
-    pairs = chain.from_iterable(map(duplicates_across, audits))
-    listed = list(islice(pairs, LISTED_DUPLICATES))
-    total = len(listed) + sum(1 for _ in pairs)
-    for one, other in listed[:SHOWN_DUPLICATES]:
-        display.warn(f"byte-identical in two splits: {printable(one)} and {printable(other)}")
-    if (more := total - SHOWN_DUPLICATES) > 0:
-        lists = "all" if total == len(listed) else f"{len(listed):,}"
-        display.warn(f"and {more} more pairs; --json lists {lists}")
-    return {"duplicates_across_splits": listed, "duplicate_pairs": total}
-
-
-def duplicates_across(audits: Sequence[Audit]) -> Iterator[tuple[str, str]]:
-    """Pairs of samples of different splits with the same content: the score would be flattered."""
-    ends = list(accumulate(len(audit.split) for audit in audits))
-    hashes = scratch.empty(ends[-1], np.uint32)
-    for audit, end in zip(audits, ends, strict=True):
-        for part in scratch.pieces(len(audit.split)):
-            start = end - len(audit.split) + part.start
-            hashes[start : start + part.stop - part.start] = audit.digests[part, :4].copy().view(np.uint32)[:, 0]
-
-    def located(number: int) -> tuple[Audit, int]:
-        which = bisect_right(ends, number)
-        return audits[which], number - ends[which] + len(audits[which].split)
-
-    def content(number: int) -> Hashable:
-        """Unreadable samples are equal to none; they are reported already."""
-        audit, position = located(number)
-        return number if position in audit.broken else audit.digests[position].tobytes()
-
-    for number, first in repeats.earlier(hashes, content):
-        (audit, position), (other, seen) = located(number), located(first)
-        if audit is not other:
-            yield other.split.sample_name(seen), audit.split.sample_name(position)
+def _balances(spec: Spec) -> dict[str, str]:
+    return {"target": spec.target.balance, **({"source": spec.source.balance} if spec.source else {})}

@@ -26,6 +26,7 @@ from transferctl.wording import counted, printable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"))
+STORED_AS = "stored_as"  # key of an image's `info`: mode and format of what it was made of; format None without a file
 MAX_PIXELS = 178_956_970  # 512 MiB as RGB, PIL's own limit; larger is refused from the header
 
 
@@ -64,8 +65,11 @@ def versions() -> str:
 def upright_rgb(image: Image.Image) -> Image.Image:
     """What every image becomes, whoever opened it. Raises BadSample, and what PIL raises on broken data."""
     _refuse_huge(image)
+    stored_as = image.info.get(STORED_AS, (image.mode, image.format))
     ImageOps.exif_transpose(image, in_place=True)
-    return _rgb(image)
+    rgb = _rgb(image)
+    rgb.info[STORED_AS] = stored_as
+    return rgb
 
 
 def _refuse_huge(image: Image.Image) -> None:

@@ -293,34 +293,51 @@ class Audit:
 
 def audit(split: Split, workers: int, display: Display, *, hashed: bool = False) -> Audit:
     """Decode every sample of a split once; `hashed`: take its digest too."""
+    if hashed:
+        broken, digests = look_at_all(split, _digest, np.dtype((np.void, 32)), workers, display)
+        return Audit(split, broken, digests.view(np.uint8).reshape(-1, 32))
+    broken, _ = look_at_all(split, _decoded, np.dtype(np.uint8), workers, display)
+    return Audit(split, broken, np.empty((0, 32), np.uint8))
+
+
+def _digest(dataset: Dataset, index: int) -> bytes:
+    return dataset.read_hashed(index)[1]
+
+
+def _decoded(dataset: Dataset, index: int) -> bytes:
+    dataset.read(index)
+    return bytes(1)
+
+
+def look_at_all(
+    split: Split, look: Callable[[Dataset, int], bytes], dtype: np.dtype[Any], workers: int, display: Display
+) -> tuple[dict[int, Unreadable], np.ndarray]:
+    """One pass over a split, with progress: what cannot be read, by position; and [n] of `dtype`, of which `look` makes
+    the bytes, zeros for what cannot be read. `look` raises BadSample."""
     broken: dict[int, Unreadable] = {}
-    digests = scratch.empty((len(split) if hashed else 0, 32), np.uint8)
-    digests[:], done = 0, 0
+    seen, done, nothing = scratch.empty(len(split), dtype), 0, bytes(dtype.itemsize)
     parts = _equal_parts(len(split), max(1, _parts(len(split), AUDIT_CHUNK)))
     steps = (range(part.start, part.stop) for part in parts)
     with display.progress(f"reading {split.name}", len(split)) as progress:
-        for rows in _loader(_Probe(split, hashed), steps, workers):
-            for position, found in enumerate(rows, done):
-                if isinstance(found, Unreadable):
-                    broken[position] = found
-                elif hashed:
-                    digests[position] = np.frombuffer(found, dtype=np.uint8)
+        for rows in _loader(_Probe(split, look), steps, workers):
+            broken |= {position: found for position, found in enumerate(rows, done) if isinstance(found, Unreadable)}
+            content = b"".join(nothing if isinstance(found, Unreadable) else found for found in rows)
+            seen[done : done + len(rows)] = np.frombuffer(content, dtype)
             done += len(rows)
             progress.advance(len(rows))
-    return Audit(split, broken, digests)
+    return broken, seen
 
 
+@dataclass(frozen=True)
 class _Probe:
-    """What the workers run for an audit: a position -> the sample's digest, or why it cannot be read."""
+    """What the workers run for an audit: a position -> what `look` makes of the sample, or why it cannot be read."""
 
-    def __init__(self, split: Split, hashed: bool):
-        self.split, self.hashed = split, hashed
+    split: Split
+    look: Callable[[Dataset, int], bytes]
 
     def __getitem__(self, position: int) -> bytes | Unreadable:
-        index = int(self.split.indices[position])
         try:
-            self.split.dataset.read(index)
-            return bytes.fromhex(self.split.dataset.content_hash(index)) if self.hashed else bytes(32)
+            return self.look(self.split.dataset, int(self.split.indices[position]))
         except BadSample as error:
             return Unreadable(self.split.sample_name(int(position)), str(error))
 
