@@ -29,7 +29,7 @@ class Pair:
 @dataclass(frozen=True)
 class Copies:
     """A domain's pairs, made as they are asked for. identical, near: of different splits; conflicts: of the training
-    split and of different classes, the identical ones first. flat: readable samples that show too little to be
+    split and of different classes, the identical ones first. flat: readable samples too flat or too small to be
     compared; cut: samples that more look alike with than were compared."""
 
     identical: Iterator[Pair]

@@ -38,17 +38,20 @@ def say(
     display.table("Images, pixels", audit.COLUMNS, [audit.row(name, found) for name, found in images.items()])
     _say_enlarged(images, crop, display)
     balance = {name: _balance(domain) for name, domain in domains.items()}
-    for name, found in balance.items():
-        _say_imbalance(name, found, balances[name], display)
-    found = [copies.find(audits[name], domains[name].classes) for name in domains]
+    for name, sizes in balance.items():
+        _say_imbalance(name, sizes, balances[name], display)
+    found = [copies.find(audits[name], domain.classes) for name, domain in domains.items()]
     said = [*_copies(found, display), *_names(domains, display)]
-    rows = [[one.what, one.total] for one in said]
-    rows += [["too flat to be compared", sum(one.flat for one in found)]]
-    display.table("Audit of the data", ["", "number"], [["unreadable", _unreadable(audits)], *rows])
-    report: dict[str, Any] = {"images": images, "balance": balance, "too_flat": sum(one.flat for one in found)}
+    flat, cut = sum(one.flat for one in found), sum(one.cut for one in found)
+    rows = [["unreadable", _unreadable(audits)], *([one.what, one.total] for one in said)]
+    rows += [["too flat or too small to be compared", flat]]
+    rows += [["alike with more than were compared", cut]] if cut else []
+    rows += [[f"{name}.train: largest class over smallest", f"{sizes['ratio']:.1f}"] for name, sizes in balance.items()]
+    display.table("Audit of the data", ["", "number"], rows)
+    report: dict[str, Any] = {"images": images, "balance": balance, "not_compared": flat, "compared_in_part": cut}
     for one in said:
         report |= {one.key: one.first, one.total_key: one.total}
-    return report | {"near_search_cut": sum(one.cut for one in found)}
+    return report
 
 
 @dataclass(frozen=True)
@@ -88,20 +91,27 @@ def _copies(found: Sequence[Copies], display: Display) -> Iterator[_Said]:
         for pair in chain.from_iterable(one.near for one in found)
     )
     conflicts = (
-        (
-            {"samples": pair.names, "classes": pair.classes, "bits": pair.bits},
-            f"{'the same' if pair.bits is None else 'nearly the same'} image under two labels: "
-            f"{' and '.join(f'{printable(n)} ({printable(c)})' for n, c in zip(pair.names, pair.classes, strict=True))}",
-        )
+        ({"samples": pair.names, "classes": pair.classes, "bits": pair.bits}, _contradiction(pair))
         for pair in chain.from_iterable(one.conflicts for one in found)
     )
-    flatters = "the score flatters; remove one of each"
     keys = "duplicates_across_splits", "duplicate_pairs"
-    yield _said("identical across splits", keys, identical, flatters, display)
+    yield _said("identical across splits", keys, identical, "the score flatters; remove one of each", display)
     keys = "near_duplicates_across_splits", "near_duplicate_pairs"
-    yield _said("nearly the same across splits", keys, near, f"look at them: {flatters}", display)
+    yield _said(
+        "nearly the same across splits",
+        keys,
+        near,
+        "look at them; copies flatter the score, so remove one of each",
+        display,
+    )
     keys = "label_conflicts", "label_conflict_pairs"
     yield _said("one image, two labels", keys, conflicts, "correct the wrong label, or remove both", display)
+
+
+def _contradiction(pair: Pair) -> str:
+    kind = "the same" if pair.bits is None else "nearly the same"
+    named = (f"{printable(name)} ({printable(own)})" for name, own in zip(pair.names, pair.classes, strict=True))
+    return f"{kind} image under two labels: {' and '.join(named)}"
 
 
 def _both(pair: Pair) -> str:

@@ -6,11 +6,11 @@ the class Bees, `elephant_3.jpg` not after ant. Names of classes with fewer than
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import chain, combinations
+from pathlib import PurePath
 
 import numpy as np
 
@@ -30,7 +30,7 @@ class Foreign:
         called, found = _Called(classes), scratch.Growing(np.uint64)
         times = np.zeros(len(classes), np.int64)
         for position, (name, label) in enumerate(zip(split.names(), _each(split.labels), strict=True)):
-            for other in called.after(os.path.splitext(os.path.basename(name))[0], label):
+            for other in called.after(PurePath(name).stem, label):
                 times[other] += 1
                 found.add(position << 32 | other)
         self._found, self._usual = found.array(), times > max(USUAL, SHARE * len(split))
@@ -87,7 +87,7 @@ def _one_error(one: str, other: str) -> bool:
     """One letter more, less or other, or two that changed places; not the first letter, as `typical` and `atypical`."""
     if min(len(one), len(other)) < TYPO_LETTERS or one[0] != other[0] or not (one + other).isalpha():
         return False
-    start = len(os.path.commonprefix([one, other]))
+    start = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     a, b = one[start:], other[start:]
     return a[1:] == b[1:] or a[1:] == b or a == b[1:] or (a[:2] == b[1::-1] and a[2:] == b[2:])
 

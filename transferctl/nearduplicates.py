@@ -20,7 +20,8 @@ WHOLE_RADIUS = 80  # … and of all 256 so many
 AGREEING = 16  # samples that agree in a choice of bands by chance; fewer bands would make more of them
 WINDOW = 4 * AGREEING  # of those that agree so many are compared with each, where photographs make more than chance …
 COMPARISONS = 4_000_000  # … or as many as there is time for, where the samples are few
-NONE = np.iinfo(np.uint64).max
+NONE = np.uint64(0xFFFFFFFFFFFFFFFF)
+_HALF, _HIGH = np.uint64(32), np.uint64(0xFFFFFFFF00000000)
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,23 @@ def search(words: np.ndarray, splits: np.ndarray, labels: np.ndarray, compared: 
 
 
 def pairs(nearest: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """(position, earlier, distance) of each sample that has a near one, in order of positions."""
-    for part in scratch.pieces(len(nearest)):
-        found = np.flatnonzero(nearest[part] != NONE)
-        values = nearest[part][found].tolist()
-        for position, value in zip((found + part.start).tolist(), values, strict=True):
-            yield position, value & 0xFFFFFFFF, value >> 32
+    """(position, earlier, distance) of each sample that has a near one, the nearest first."""
+
+    def marked(positions: np.ndarray) -> np.ndarray:
+        return nearest[positions] & _HIGH | positions.astype(np.uint64)
+
+    order = scratch.mapped(marked, scratch.positions(nearest != NONE), np.uint64)
+    order.sort()
+    for part in scratch.pieces(len(order)):
+        positions = _low(order[part])
+        yield from zip(
+            positions.tolist(), _low(nearest[positions]).tolist(), (order[part] >> _HALF).tolist(), strict=True
+        )
+
+
+def _low(packed: np.ndarray) -> np.ndarray:
+    """The lower halves, int64."""
+    return (packed & ~_HIGH).astype(np.int64)
 
 
 def _masks(n: int) -> Iterator[np.uint64]:
@@ -70,7 +82,7 @@ def _alike(keys: np.ndarray, mask: np.uint64, window: int, cut: np.ndarray) -> I
     marked = _sorted_by(keys, mask)
     for part in scratch.pieces(len(marked)):
         piece = marked[part.start : part.stop + window + 1]
-        rows, agreed = (piece & np.uint64(0xFFFFFFFF)).astype(np.int64), piece >> np.uint64(32)
+        rows, agreed = _low(piece), piece >> _HALF
         own, at = keys[rows], np.arange(part.stop - part.start)
         for step in range(1, window + 2):
             at = at[: np.searchsorted(at, len(piece) - step)]
@@ -89,7 +101,7 @@ def _sorted_by(keys: np.ndarray, mask: np.uint64) -> np.ndarray:
     for part in scratch.pieces(len(keys)):
         spread = (keys[part] & mask) * np.uint64(0x9E3779B97F4A7C15)  # Knuth's multiplicative hashing
         rows = np.arange(part.start, part.stop, dtype=np.uint64)
-        marked[part] = spread & np.uint64(0xFFFFFFFF00000000) | rows
+        marked[part] = spread & _HIGH | rows
     marked.sort()
     return marked
 
@@ -112,16 +124,15 @@ class _Nearest:
     def _note(self, nearest: np.ndarray, first: np.ndarray, later: np.ndarray) -> None:
         distance = differing(self._words[first] ^ self._words[later]).sum(axis=1)
         near = distance <= WHOLE_RADIUS
-        value = distance[near].astype(np.uint64) << np.uint64(32) | first[near].astype(np.uint64)
+        value = distance[near].astype(np.uint64) << _HALF | first[near].astype(np.uint64)
         np.minimum.at(nearest, later[near], value)
 
 
 def differing(words: np.ndarray) -> np.ndarray:
     """uint64 -> how many bits are set, int64. numpy has it only since 2.0."""
     quarters = np.ascontiguousarray(words).view(np.uint16).reshape(*words.shape, 4)
-    return _SET_BITS[quarters].sum(axis=-1, dtype=np.int64)
+    total: np.ndarray = _SET_BITS[quarters].sum(axis=-1, dtype=np.int64)
+    return total
 
 
-_SET_BITS = (
-    np.unpackbits(np.arange(1 << 16, dtype=np.uint16).view(np.uint8).reshape(-1, 2), axis=1).sum(1).astype(np.uint8)
-)
+_SET_BITS = np.array([number.bit_count() for number in range(1 << 16)], np.uint8)

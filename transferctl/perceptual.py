@@ -1,10 +1,10 @@
 """A hash of what an image looks like: copies that were re-encoded, resized, brightened or slightly cropped get nearly
 the same bits, different photographs bits that differ as coins do.
 
-The signs of low-frequency coefficients of the discrete cosine transform: pHash (Zauner, "Implementation and Benchmarking
-of Perceptual Image Hash Functions", 2010; Krawetz, "Looks Like It", 2011), with 0 in place of their median, so that the
-64 bits that are searched are some of the 256 that are looked at then. tests/benchmarks/nearduplicates.py measures what
-it finds.
+The signs of low-frequency coefficients of the discrete cosine transform: pHash (Zauner, "Implementation and
+Benchmarking of Perceptual Image Hash Functions", 2010; Krawetz, "Looks Like It", 2011), but with 0 where these have the
+median, so that the 64 bits that are searched are some of the 256 that decide. What it finds, and what it mistakes:
+tests/benchmarks/nearduplicates.py.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ SILENT = 1.0  # a coefficient, of sums of grey levels: what rounding makes of 0 
 
 def hash_of(image: Image) -> np.ndarray:
     """uint64 [4] of an RGB image: bit i of the first word is the sign at the frequencies (i // 8, i % 8). All zeros
-    where it is too flat to be compared."""
+    where it is too small or too flat to be compared."""
     grey = _small(image)
-    if grey.std() < FLAT:
+    if min(image.size) < FREQUENCIES or grey.std() < FLAT:
         return np.zeros(WORDS, np.uint64)
     bits = _COSINES @ grey @ _COSINES.T > SILENT
     low = FREQUENCIES // 2
