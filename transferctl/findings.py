@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -83,29 +83,24 @@ def _said(what: str, keys: tuple[str, str], lines: Iterable[tuple[Any, str]], fi
 
 def _copies(found: Sequence[Copies], display: Display) -> Iterator[_Said]:
     identical = (
-        (pair.names, f"byte-identical in two splits: {_both(pair)}")
-        for pair in chain.from_iterable(one.identical for one in found)
+        (pair.names, f"byte-identical in two splits: {_both(pair)}") for one in found for pair in one.identical
     )
+    keys, fix = ("duplicates_across_splits", "duplicate_pairs"), "they flatter the score; remove one of each"
+    yield _said("identical across splits", keys, identical, fix, display)
     near = (
         ([*pair.names, pair.bits], f"nearly the same image in two splits: {_both(pair)}")
-        for pair in chain.from_iterable(one.near for one in found)
+        for one in found
+        for pair in one.near
     )
+    keys, fix = ("near_duplicates_across_splits", "near_duplicate_pairs"), "look at them; copies flatter the score"
+    yield _said("nearly the same across splits", keys, near, fix, display)
     conflicts = (
         ({"samples": pair.names, "classes": pair.classes, "bits": pair.bits}, _contradiction(pair))
-        for pair in chain.from_iterable(one.conflicts for one in found)
+        for one in found
+        for pair in one.conflicts
     )
-    keys = "duplicates_across_splits", "duplicate_pairs"
-    yield _said("identical across splits", keys, identical, "the score flatters; remove one of each", display)
-    keys = "near_duplicates_across_splits", "near_duplicate_pairs"
-    yield _said(
-        "nearly the same across splits",
-        keys,
-        near,
-        "look at them; copies flatter the score, so remove one of each",
-        display,
-    )
-    keys = "label_conflicts", "label_conflict_pairs"
-    yield _said("one image, two labels", keys, conflicts, "correct the wrong label, or remove both", display)
+    keys, fix = ("label_conflicts", "label_conflict_pairs"), "correct the wrong label, or remove both"
+    yield _said("one image, two labels", keys, conflicts, fix, display)
 
 
 def _contradiction(pair: Pair) -> str:

@@ -53,20 +53,21 @@ def pairs(nearest: np.ndarray) -> Iterator[tuple[int, int, int]]:
     """(position, earlier, distance) of each sample that has a near one, the nearest first."""
 
     def marked(positions: np.ndarray) -> np.ndarray:
-        return nearest[positions] & _HIGH | positions.astype(np.uint64)
+        by_distance: np.ndarray = nearest[positions] & _HIGH | positions.astype(np.uint64)
+        return by_distance
 
     order = scratch.mapped(marked, scratch.positions(nearest != NONE), np.uint64)
     order.sort()
     for part in scratch.pieces(len(order)):
         positions = _low(order[part])
-        yield from zip(
-            positions.tolist(), _low(nearest[positions]).tolist(), (order[part] >> _HALF).tolist(), strict=True
-        )
+        earlier, distances = _low(nearest[positions]), order[part] >> _HALF
+        yield from zip(positions.tolist(), earlier.tolist(), distances.tolist(), strict=True)
 
 
 def _low(packed: np.ndarray) -> np.ndarray:
     """The lower halves, int64."""
-    return (packed & ~_HIGH).astype(np.int64)
+    halves: np.ndarray = (packed & ~_HIGH).astype(np.int64)
+    return halves
 
 
 def _masks(n: int) -> Iterator[np.uint64]:
