@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
+from transferctl import findings
 from transferctl.cli import app
 
 Invoke = Callable[..., tuple[int, dict[str, Any]]]
@@ -105,3 +108,92 @@ def test_batchnorm_that_a_pattern_freezes_is_shown_as_such(spec: Path) -> None:
         "stem": "statistics fixed", "layer1": "partly fixed", "layer2": "statistics fixed", "layer3": "batch statistics"
     }.items():  # fmt: skip
         assert rows[stage].rstrip().endswith(words)
+
+
+def test_an_uneven_training_split_is_warned_of_with_its_fix(spec: Path, tmp_path: Path, image_folder: Any) -> None:
+    image_folder("uneven", ants=45, bees=4)
+    settings = ["--set", f"target.train={tmp_path / 'uneven'}", "--set", "target.val=0.25"]
+
+    def warnings(*more: str) -> str:
+        result = CliRunner().invoke(app, ["check", str(spec), *settings, *more], env={"COLUMNS": "200"})
+        assert result.exit_code == 0
+        return result.stderr
+
+    said = (
+        "target.train: ants has 34 samples, bees 3 (11 to 1); target.balance: weights lets the classes weigh the same"
+    )
+    assert said in warnings()
+    assert "to 1)" not in warnings("--set", "target.balance=weights")
+    for path in sorted((tmp_path / "uneven" / "ants").iterdir())[40:]:
+        path.unlink()
+    assert "to 1)" not in warnings()  # 30 of ants, 3 of bees: ten times
+
+
+def test_sizes_and_how_images_are_stored_are_counted(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
+    """Beside the 36 RGB PNGs of 48×40 pixels."""
+    ants = tmp_path / "train" / "ants"
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 20), dtype=np.uint8))
+    noise.save(ants / "grey.jpg")
+    Image.merge("RGB", (noise, noise.rotate(180), noise)).quantize(64).save(ants / "palette.gif")
+    noise.convert("CMYK").save(ants / "print.tif")
+    Image.fromarray(np.arange(0, 60000, 30, dtype=np.uint16).reshape(40, 50)).save(ants / "deep.png")
+    Image.new("RGBA", (31, 700), "red").save(ants / "transparent.png")
+    code, answer = invoke("check", spec)
+    assert code == 0
+    found = answer["images"]["target.train"]
+    assert found["images"] == 41
+    assert found["short_side"] == {"smallest": 20, "median": 40, "largest": 40} and found["longest_side"] == 700
+    assert found["below_crop"] == 4  # 20, 20, 20 and 31 pixels under the crop of 32
+    assert found["modes"] == {"RGB": 36, "L": 1, "P": 1, "CMYK": 1, "I;16": 1, "RGBA": 1}
+    assert found["formats"] == {"PNG": 38, "GIF": 1, "JPEG": 1, "TIFF": 1}
+    assert answer["images"]["target.val"]["below_crop"] == 0
+    assert answer["not_compared"] == 1  # the red one
+
+
+def test_names_that_look_wrong_are_listed_and_do_not_fail(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
+    train = tmp_path / "train"
+    (train / "ants" / "0.png").rename(train / "ants" / "bee_0.png")
+    shutil.copytree(train / "wasps", train / "Wasp")
+    code, answer = invoke("check", spec)
+    assert code == 0
+    assert answer["names_of_other_classes"] == [[str(train / "ants" / "bee_0.png"), "ants", "bees"]]
+    assert answer["classes_alike"] == [["target", "Wasp", "wasps"]]
+    assert answer["label_conflict_pairs"] >= 11  # each wasp is there under both
+
+
+def test_of_many_findings_the_first_are_listed_and_all_counted(
+    spec: Path, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(findings, "LISTED", 4)
+    shutil.rmtree(tmp_path / "val")
+    shutil.copytree(tmp_path / "train", tmp_path / "val")
+    code, answer = invoke("check", spec)
+    assert (code, len(answer["duplicates_across_splits"]), answer["duplicate_pairs"]) == (0, 4, 36)
+    result = CliRunner().invoke(app, ["check", str(spec)])
+    assert "and 26 more; --json lists 4" in result.stderr
+    assert "identical across splits: 36; they flatter the score; remove one of each" in result.stderr
+
+
+def test_data_of_which_nothing_can_be_read_is_still_reported(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
+    for path in (tmp_path / "val").rglob("*.png"):
+        path.write_bytes(b"no image")
+    code, answer = invoke("check", spec)
+    assert code == 3
+    assert answer["images"]["target.val"] == {"images": 0} and len(answer["unreadable"]) == 15
+
+
+def test_torchvisions_data_sets_are_looked_at_too(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
+    """Its ImageFolder reads by our own decoder, which turns all into RGB: how files were stored is known nevertheless."""
+    Image.new("L", (48, 40), 9).save(tmp_path / "train" / "ants" / "grey.png")
+    train = f"target.train={{dataset: torchvision, name: ImageFolder, root: {tmp_path / 'train'}}}"
+    code, answer = invoke("check", spec, "--set", train)
+    assert code == 0
+    assert answer["images"]["target.train"]["modes"] == {"RGB": 36, "L": 1}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_worker_processes_find_the_same(workers: int, spec: Path, tmp_path: Path, invoke: Invoke) -> None:
+    shutil.copy(tmp_path / "train" / "ants" / "1.png", tmp_path / "val" / "ants" / "copy.png")
+    _, one = invoke("check", spec)
+    _, other = invoke("check", spec, "--set", f"workers={workers}")
+    assert one == other and one["duplicate_pairs"] == 1

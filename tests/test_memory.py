@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from transferctl import check, data, forgetting, grouping, loaders, repeats, scratch
+from transferctl import audit, copies, data, forgetting, grouping, loaders, repeats, scratch
 from transferctl.contracts import Dataset
 from transferctl.data import Split
 from transferctl.datasets import folder, manifest
 from transferctl.errors import DataError, ResourceError
 from transferctl.forgetting import Outcomes
 from transferctl.images import ImageFiles
-from transferctl.loaders import Audit, Unreadable
+from transferctl.loaders import Unreadable
 from transferctl.texts import Texts
 
 Folder = Callable[..., Path]
@@ -343,19 +343,21 @@ def test_duplicates_are_pairs_across_splits_with_the_first_of_the_content_and_no
     audits = []
     for name, size in (("train", 20), ("val", 9), ("test", 11)):
         dataset: Any = SimpleNamespace(name=lambda i, name=name: f"{name}/{i}")
-        drawn = contents[random.integers(0, 12, size)]
+        samples = np.zeros(size, audit.SAMPLE)
+        samples["digest"], samples["mode"] = contents[random.integers(0, 12, size)], b"RGB"
         broken = {3: Unreadable("x", "y"), 5: Unreadable("x", "y")}
-        drawn[list(broken)] = 0
-        audits.append(Audit(Split(name, dataset, np.arange(size), np.zeros(size)), broken, drawn))
+        samples[list(broken)] = np.zeros(1, audit.SAMPLE)
+        listed = Split(name, dataset, np.arange(size), np.zeros(size, np.int32))
+        audits.append(audit.Looked(listed, broken, samples["digest"], samples))
     first: dict[bytes, tuple[str, str]] = {}
     expected = []
-    for audit in audits:
-        for position, row in enumerate(audit.digests):
-            if position not in audit.broken:
-                split, seen = first.setdefault(row.tobytes(), (audit.split.name, audit.split.sample_name(position)))
-                expected += [(seen, audit.split.sample_name(position))] if split != audit.split.name else []
+    for looked in audits:
+        for position, row in enumerate(looked.digests):
+            if position not in looked.broken:
+                split, seen = first.setdefault(row.tobytes(), (looked.split.name, looked.split.sample_name(position)))
+                expected += [(seen, looked.split.sample_name(position))] if split != looked.split.name else []
     assert len(expected) > 10
-    assert list(check.duplicates_across(audits)) == expected
+    assert [pair.names for pair in copies.find(audits, ["a"]).identical] == expected
 
 
 def test_samples_that_two_splits_share_are_counted_by_name() -> None:
