@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ SAMPLE = np.dtype(
         ("format", "S8"),  # the file's; empty without one
     ]
 )
+_ROW = Struct("<32s32s2i8s8s")  # the same bytes: numpy takes ten times as long for one row
 COLUMNS = ("", "images", "short side from", "median", "to", "longest side", "below crop", "modes", "formats")
 
 
@@ -45,12 +47,8 @@ def _seen(dataset: Dataset, index: int) -> bytes:
     """A row of SAMPLE. Raises BadSample."""
     image, digest = dataset.read_hashed(index)
     mode, file_format = image.info.get(STORED_AS, (image.mode, None))
-    row = np.zeros(1, SAMPLE)
-    row["digest"] = np.frombuffer(digest, np.uint8)
-    row["hash"] = perceptual.hash_of(image)
-    row["sides"] = sorted(image.size)
-    row["mode"], row["format"] = mode.encode(), (file_format or "").encode()
-    return row.tobytes()
+    looks = perceptual.hash_of(image).tobytes()
+    return _ROW.pack(digest, looks, *sorted(image.size), mode.encode(), (file_format or "").encode())
 
 
 def measured(audit: Looked, crop: int | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from PIL.Image import Image, Resampling
 WORDS = 4  # uint64: 256 bits, of which the first 64 are those of the lowest frequencies
 SIDE = 32  # pixels of the grey image that is transformed
 FREQUENCIES = 16  # along each side
-SAMPLED = 192  # pixels a side; of a larger image so many are looked at, as averaging all takes a tenth of the decoding
+SAMPLED = 128  # pixels a side of a larger image are looked at: averaging all of them takes a tenth of the decoding
 FLAT = 2.0  # grey levels, standard deviation of the small image: what is less shows nothing to compare
 SILENT = 1.0  # a coefficient, of sums of grey levels: what rounding makes of 0 is less
 
@@ -24,12 +24,10 @@ def hash_of(image: Image) -> np.ndarray:
     """uint64 [4] of an RGB image: bit i of the first word is the sign at the frequencies (i // 8, i % 8). All zeros
     where it is too small or too flat to be compared."""
     grey = _small(image)
-    if min(image.size) < FREQUENCIES or grey.std() < FLAT:
+    if min(image.size) < FREQUENCIES or _variance(grey.ravel()) < FLAT * FLAT:
         return np.zeros(WORDS, np.uint64)
-    bits = _COSINES @ grey @ _COSINES.T > SILENT
-    low = FREQUENCIES // 2
-    parts = (bits[:low, :low], bits[:low, low:], bits[low:, :low], bits[low:, low:])
-    packed: np.ndarray = np.packbits(np.concatenate([part.ravel() for part in parts]), bitorder="little")
+    signs = (_COSINES @ grey @ _COSINES.T).ravel() > SILENT
+    packed: np.ndarray = np.packbits(signs[_BY_FREQUENCY], bitorder="little")
     return packed.view("<u8")
 
 
@@ -40,10 +38,21 @@ def _small(image: Image) -> np.ndarray:
     return np.asarray(image.convert("L").resize((SIDE, SIDE), Resampling.BOX), dtype=np.float32)
 
 
+def _variance(values: np.ndarray) -> float:
+    """In a third of the time of numpy's own, which counts where images have 32 pixels a side."""
+    return float(values @ values / len(values) - (values.sum() / len(values)) ** 2)
+
+
 def _cosines() -> np.ndarray:
     """float32 [16, 32]: the rows of DCT-II, not scaled."""
     frequencies, centres = np.arange(FREQUENCIES), np.arange(SIDE) + 0.5
     return np.cos(np.pi / SIDE * np.outer(frequencies, centres)).astype(np.float32)
 
 
-_COSINES = _cosines()
+def _by_frequency() -> np.ndarray:
+    """Where the coefficients stand in 16 rows of 16, the 64 that are low in both directions first."""
+    quarters = np.arange(FREQUENCIES**2).reshape(2, FREQUENCIES // 2, 2, FREQUENCIES // 2)
+    return quarters.transpose(0, 2, 1, 3).ravel()
+
+
+_COSINES, _BY_FREQUENCY = _cosines(), _by_frequency()
