@@ -166,9 +166,49 @@ before = anonymous_kib()
 many = work(400_000)
 print(anonymous_kib() - before)
 """
+    assert said(code) < 4 * 1024  # as objects, the paths alone would be 40 MB
+
+
+@needs_proc
+def test_what_the_audit_knows_of_many_samples_is_not_memory() -> None:
+    """400,000 rows of a pass and all that is made of them, with one choice of bands for the 220; in a process of its
+    own."""
+    code = """
+from types import SimpleNamespace
+import numpy as np
+from test_memory import anonymous_kib
+from transferctl import audit, copies, nearduplicates, scratch
+from transferctl.data import Split
+nearduplicates.combinations = lambda bands, k: [tuple(bands[:k])]
+def work(n):
+    audits = []
+    for name, size in (("train", n * 4 // 5), ("val", n // 5)):
+        samples, random = scratch.empty(size, audit.SAMPLE), np.random.default_rng(len(name))
+        for start in range(0, size, 1000):
+            content = random.bytes(1000 * audit.SAMPLE.itemsize)
+            samples[start : start + 1000] = np.frombuffer(content, audit.SAMPLE)
+        samples["mode"], samples["format"], samples["sides"] = b"RGB", b"JPEG", (375, 500)
+        dataset = SimpleNamespace(name=str)
+        split = Split(name, dataset, scratch.arange(size), scratch.filled(size, 0, np.int32))
+        audits.append(audit.Looked(split, {}, samples["digest"], samples))
+    audits[1].samples["hash"][:10] = audits[0].samples["hash"][:10]
+    found = copies.find(audits, ["a"])
+    measured = [audit.measured(looked, 224) for looked in audits]
+    assert [(pair.names, pair.bits) for pair in found.near] == [((str(i), str(i)), 0) for i in range(10)]
+    return audits, found, measured
+few = work(10_000)
+before = anonymous_kib()
+many = work(400_000)
+print(anonymous_kib() - before)
+"""
+    assert said(code) < 4 * 1024  # in memory, the rows and the hashes alone would be 45 MB
+
+
+def said(code: str) -> int:
+    """The number that a process of its own prints."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert int(found.stdout) < 4 * 1024  # as objects, the paths alone would be 40 MB
+    return int(found.stdout)
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux's /proc says what is mapped")

@@ -6,7 +6,7 @@ Makes both data sets of hard links to a hundred of the photographs, a hundred cl
 them again. Each row is a process of its own, watched from outside: the largest RssAnon in /proc/PID/status of the main
 process and of any worker, asked for 20 times a second, so that what is freed again counts too. A million images take
 hours to decode, so each job reads the first batches of a pass, and `extract` is stopped after --watch seconds; what
-is scored are random logits, of all images.
+is scored are random logits, of all images, and what `audit` compares are random hashes, of all images, with copies.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transferctl.data import DomainData
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FEW, MANY, CLASSES, FOLDERS = 10_000, 1_000_000, 100, 10
@@ -31,6 +35,7 @@ BATCHES, BATCH_SIZE = 24, 32
 JOBS = {
     "list": (0,),
     "score": (0,),
+    "audit": (0,),
     "train": (0, 2),
     "balanced": (0, 2),
     "evaluate": (0, 2),
@@ -171,6 +176,8 @@ def _work(job: str, folder: str, workers: int) -> None:
     if job == "list":
         for split in domain.splits():
             split.fingerprint()
+    elif job == "audit":
+        _audit(domain)
     elif job == "score":
         _score(replace(domain, train=domain.val, val=domain.train))
     elif job == "evaluate":
@@ -191,6 +198,30 @@ def _work(job: str, folder: str, workers: int) -> None:
 def _take(batches: Iterator[object]) -> None:
     for _ in islice(batches, BATCHES):
         time.sleep(0.02)  # for the watcher
+
+
+def _audit(domain: DomainData) -> None:
+    """Everything that check makes of a pass over the files, over random content: a thousand near copies across splits,
+    a thousand identical ones, and a thousand in training data."""
+    import numpy as np
+
+    from transferctl import audit, findings, scratch
+    from transferctl.display import Display
+
+    random, audits = np.random.default_rng(0), []
+    for split in domain.splits():
+        samples = scratch.empty(len(split), audit.SAMPLE)
+        for start in range(0, len(split), 1000):
+            rows = samples[start : start + 1000]
+            rows[:] = np.frombuffer(random.bytes(len(rows) * audit.SAMPLE.itemsize), audit.SAMPLE)
+            rows["mode"], rows["format"], rows["sides"] = b"RGB", b"JPEG", (375, 500)
+        audits.append(audit.Looked(split, {}, samples["digest"], samples))
+    train, val = (looked.samples for looked in audits)
+    train["hash"][-1000:] = train["hash"][:1000]
+    val["hash"][:1000], val["digest"][1000:2000] = train["hash"][1000:2000], train["digest"][2000:3000]
+    report = findings.say({"target": domain}, {"target": audits}, {"target": "none"}, 224, Display(as_json=True))
+    keys = "near_duplicate_pairs", "duplicate_pairs", "label_conflict_pairs"
+    assert [report[key] for key in keys] == [1000, 1000, 1000], [report[key] for key in keys]
 
 
 def _score(domain: object) -> None:
