@@ -170,6 +170,20 @@ def test_hashes_that_all_are_alike_take_no_quadratic_time_and_are_said_once_each
     assert compared <= 2 * nearduplicates.WINDOW * 20_000
 
 
+def test_after_twice_the_effort_of_chance_hashes_that_all_are_alike_are_hardly_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nearduplicates, "EFFORT", 0)
+    words = np.ones((500, 4), np.uint64)
+    near = nearest(words, np.repeat([0, 1], 250).astype(np.uint8))
+    assert len(list(nearduplicates.pairs(near.across))) == 250 and near.cut > 490
+
+
+def test_nothing_is_near_where_nothing_is_compared() -> None:
+    near = nearest(np.zeros((0, 4), np.uint64), np.zeros(0, np.uint8))
+    assert not list(nearduplicates.pairs(near.across)) and near.cut == 0
+
+
 # -- what is made of it
 
 

@@ -19,9 +19,10 @@ RADIUS = 9  # of the first 64 bits so many may differ …
 WHOLE_RADIUS = 80  # … and of all 256 so many
 AGREEING = 16  # samples that agree in a choice of bands by chance; fewer bands would make more of them
 WINDOW = 4 * AGREEING  # of those that agree so many are compared with each, where photographs make more than chance …
+EFFORT, TIRED = 4000, 4  # comparisons a sample, twice what chance makes; after these a window of so many
 COMPARISONS = 4_000_000  # … or as many as there is time for, where the samples are few
 NONE = np.uint64(0xFFFFFFFFFFFFFFFF)
-_HALF, _HIGH = np.uint64(32), np.uint64(0xFFFFFFFF00000000)
+_HALF, _LOW, _HIGH = np.uint64(32), np.uint64(0xFFFFFFFF), np.uint64(0xFFFFFFFF00000000)
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,15 @@ class Near:
 def search(words: np.ndarray, splits: np.ndarray, labels: np.ndarray, compared: np.ndarray) -> Near:
     """words: uint64 [n, 4], see perceptual.py; splits, labels: of each; compared: int32 [k], the positions that take
     part. Complete where no more than WINDOW samples agree in any choice of bands; of more, drawn ones are
-    compared."""
+    compared, and so few after EFFORT that hashes which all are alike take minutes, not days."""
     near = _Nearest(words, splits, labels)
     order = scratch.taken(compared, grouping.permutation(len(compared), np.random.default_rng(0)))
     keys = scratch.mapped(lambda positions: words[positions, 0], order, np.uint64)
-    window = max(WINDOW, COMPARISONS // max(len(order), 1))
-    cut = scratch.filled(len(order), False, bool)
+    cut, effort = scratch.filled(len(order), False, bool), 0
     for mask in _masks(len(order)):
-        for one, other in _alike(keys, mask, window, cut):
+        window = max(WINDOW, COMPARISONS // max(len(order), 1)) if effort < EFFORT * len(order) else TIRED
+        for one, other, comparisons in _alike(keys, mask, window, cut):
+            effort += comparisons
             near.add(order[one], order[other])
     return Near(near.across, near.conflicting, int(np.count_nonzero(cut)))
 
@@ -66,7 +68,7 @@ def pairs(nearest: np.ndarray) -> Iterator[tuple[int, int, int]]:
 
 def _low(packed: np.ndarray) -> np.ndarray:
     """The lower halves, int64."""
-    halves: np.ndarray = (packed & ~_HIGH).astype(np.int64)
+    halves: np.ndarray = (packed & _LOW).astype(np.int64)
     return halves
 
 
@@ -77,9 +79,11 @@ def _masks(n: int) -> Iterator[np.uint64]:
     return (np.uint64(sum(chosen)) for chosen in combinations(bands, k))
 
 
-def _alike(keys: np.ndarray, mask: np.uint64, window: int, cut: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows of pairs of keys that agree in `mask` and differ in RADIUS bits at most; of a sample and its next `window`
-    in the order of the sorted. The order of rows is random, so these are drawn where more agree."""
+def _alike(
+    keys: np.ndarray, mask: np.uint64, window: int, cut: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Rows of pairs of keys that agree in `mask` and differ in RADIUS bits at most, and how many were compared: each
+    with its next `window` in sorted order. Rows are in random order, so these are drawn where more agree."""
     marked = _sorted_by(keys, mask)
     for part in scratch.pieces(len(marked)):
         piece = marked[part.start : part.stop + window + 1]
@@ -91,8 +95,7 @@ def _alike(keys: np.ndarray, mask: np.uint64, window: int, cut: np.ndarray) -> I
             if not len(at) or step > window:
                 break
             close = at[differing(own[at] ^ own[at + step]) <= RADIUS]
-            if len(close):
-                yield rows[close], rows[close + step]
+            yield rows[close], rows[close + step], len(at)
         cut[rows[at]] = True
 
 
@@ -115,6 +118,8 @@ class _Nearest:
         self.across, self.conflicting = (scratch.filled(len(words), NONE, np.uint64) for _ in range(2))
 
     def add(self, one: np.ndarray, other: np.ndarray) -> None:
+        if not len(one):
+            return
         first, later = np.minimum(one, other), np.maximum(one, other)
         across = self._splits[first] != self._splits[later]
         conflicting = ~across & (self._splits[first] == 0) & (self._labels[first] != self._labels[later])
@@ -123,6 +128,8 @@ class _Nearest:
                 self._note(nearest, first[kind], later[kind])
 
     def _note(self, nearest: np.ndarray, first: np.ndarray, later: np.ndarray) -> None:
+        nearer = nearest[later] > _LOW  # no more of those at distance 0, where all hashes are the same
+        first, later = first[nearer], later[nearer]
         distance = differing(self._words[first] ^ self._words[later]).sum(axis=1)
         near = distance <= WHOLE_RADIUS
         value = distance[near].astype(np.uint64) << _HALF | first[near].astype(np.uint64)
