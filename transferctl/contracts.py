@@ -185,7 +185,8 @@ class Dataset(Protocol):
 
     def read(self, index: int, at_least: int = 0) -> Any:
         """The decoded sample (an RGB PIL image), the caller's own. at_least: its short side may be reduced to so many
-        pixels where decoding gets cheaper by it; 0: whole. Raises BadSample."""
+        pixels where decoding gets cheaper by it; 0: whole. Its `info` may say how it was stored, see
+        images.STORED_AS. Raises BadSample."""
         ...
 
     def read_hashed(self, index: int, at_least: int = 0) -> tuple[Any, bytes]:
