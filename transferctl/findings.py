@@ -99,8 +99,8 @@ def _copies(found: Sequence[Copies], display: Display) -> Iterator[_Said]:
         for one in found
         for pair in one.conflicts
     )
-    keys, fix = ("label_conflicts", "label_conflict_pairs"), "correct the wrong label, or remove both"
-    yield _said("one image, two labels", keys, conflicts, fix, display)
+    keys, fix = ("label_conflicts", "label_conflict_pairs"), "look at them; correct a wrong label, or remove both"
+    yield _said("one image, or nearly, under two labels", keys, conflicts, fix, display)
 
 
 def _contradiction(pair: Pair) -> str:
