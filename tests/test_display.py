@@ -59,6 +59,16 @@ def test_epochs_of_milliseconds_are_shown_once_a_second_and_all_in_the_log(
     assert len((tmp_path / "log.txt").read_text().splitlines()) == 4
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_log_that_takes_nothing_is_an_error_that_can_still_be_told(capsys: Any) -> None:
+    shown = Display()
+    shown.note("said before the log was there")
+    with pytest.raises(OSError, match="No space left"), shown.log_to(Path("/dev/full")):
+        pass
+    shown.error("the disk is full")
+    assert capsys.readouterr().err.endswith("error: the disk is full\n")
+
+
 def test_results_go_to_stdout_and_all_else_to_stderr(capsys: Any) -> None:
     shown = Display()
     shown.note("chosen")

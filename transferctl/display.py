@@ -42,13 +42,13 @@ class Display:
     def log_to(self, path: Path) -> Iterator[None]:
         """Everything shown inside goes into this file too, and what was shown before that no other log has."""
         outer = self._log
-        with path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as self._log:
-            self._log.writelines(self._before_log)
-            self._before_log.clear()
-            try:
+        try:
+            with path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as self._log:
+                self._log.writelines(self._before_log)
+                self._before_log.clear()
                 yield
-            finally:
-                self._log = outer
+        finally:  # a disk may be full at the first line: what is said of that must not go to a closed file
+            self._log = outer
 
     @contextmanager
     def quietly(self) -> Iterator[None]:
