@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,8 +125,17 @@ def test_what_macos_and_windows_leave_is_hidden_and_no_class(image_folder: Folde
 def test_a_file_name_that_is_not_utf8_is_named_in_the_error(image_folder: Folder) -> None:
     train = image_folder("train", a=2, b=2)
     os.rename(train / "a" / "0.png", os.fsencode(train / "a") + b"/\xff.png")  # noqa: PTH104 (a bytes path)
-    with pytest.raises(DataError, match=r"not printable UTF-8.*udcff"):
+    with pytest.raises(DataError, match=r"not printable UTF-8.*udcff.*; rename them"):
         folder.load(folder.Settings(path=str(train)), "train", 0)
+
+
+def test_names_read_as_ascii_are_not_blamed_on_who_gave_them(image_folder: Folder) -> None:
+    """They are UTF-8, in a locale that has no more than ASCII."""
+    train = str(image_folder("train", μέλισσες=1, ants=1))
+    code = "import sys; from transferctl.datasets import folder\nfolder.load(folder.Settings(path=sys.argv[1]), 'train', 0)"
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", code, train], env=environment, capture_output=True, check=False)
+    assert b"names are read as ascii here; set PYTHONUTF8=1" in done.stderr
 
 
 def test_a_folder_that_cannot_be_listed_is_an_error(image_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -216,9 +217,11 @@ def _is_text(name: str) -> bool:
 def _refuse_undecodable(root: Path, names: list[str]) -> None:
     """predictions.csv and manifests are UTF-8: such a file could not be named in them."""
     if names:
-        raise DataError(
-            f"{root}: {counted(len(names), 'name')} not printable UTF-8: {shown(names)}; rename them, or exclude them"
-        )
+        encoding = sys.getfilesystemencoding()
+        fix = "rename them, or exclude them"
+        if encoding != "utf-8":  # a locale such as C, and PYTHONUTF8=0: the names may well be UTF-8
+            fix = f"names are read as {encoding} here; set PYTHONUTF8=1, or a locale of UTF-8"
+        raise DataError(f"{root}: {counted(len(names), 'name')} not printable UTF-8: {shown(names)}; {fix}")
 
 
 def _excludes(path: str, pattern: str, root: Path) -> bool:
