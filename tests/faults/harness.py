@@ -155,10 +155,12 @@ def _calls(path: Path, folder: Path) -> list[Call]:
 
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[Server]:
-    """A fork server that lives as long as the block; `folder` takes the compiled library."""
+    """A fork server that lives as long as the block; `folder` takes the compiled library, and what killed processes
+    leave among the temporary files."""
+    (folder / "tmp").mkdir()
     environment = {
         **os.environ, "LD_PRELOAD": str(compiled(folder)), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT),
-        "COLUMNS": "120",
+        "TMPDIR": str(folder / "tmp"),
     }  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, str(HERE / "server.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
