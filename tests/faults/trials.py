@@ -202,7 +202,7 @@ def _note(ending: Ending, folder: Path, outcome: Outcome, fault: Fault) -> None:
 def _lost(ending: Ending, folder: Path, fault: Fault) -> list[str]:
     """Checkpoints that were there before the fault and are not whole any more."""
     before = ending.calls[: fault.at - 1 if fault.at else -1]
-    made = {folder / call.path for call in before if call.kind == "rename" and call.path.endswith(LINKS)}
+    made = {folder / call.path for call in before if call.kind in ("rename", "link") and call.path.endswith(LINKS)}
     gone = [f"{link.parent.parent.name}: no `{link.name}` any more" for link in sorted(made) if not link.is_symlink()]
     return gone + [broken for run in (folder / "root").glob("runs/*") for broken in broken_checkpoints(run)]
 
