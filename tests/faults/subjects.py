@@ -15,8 +15,6 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision import models
 
-from transferctl.spec import Spec
-
 LINKS = ("best", "last", "start")
 COMPARED = ("metrics.jsonl", "predictions.csv", "classes.json", "spec.yaml")
 VOLATILE = {"run", "elapsed_s"}  # of the summary: where a run is, and how long it took
@@ -35,6 +33,7 @@ epochs: {epochs}
 batch_size: 4
 workers: {workers}
 optimizer: {{lr: 0.05}}
+checkpoint: {{every: 2 steps}}
 """
 JOINT = """
 source: {train: source, val: source-val, batch_size: 4}
@@ -44,7 +43,6 @@ ema: 0.5
 early_stopping: 2
 pretrain: {epochs: 2, batch_size: 4, optimizer: {lr: 0.05}}
 """
-CADENCE = "checkpoint: {every: 2 steps}\n"
 
 
 @dataclass(frozen=True)
@@ -71,14 +69,13 @@ def subjects(folder: Path) -> dict[str, Subject]:
     torch.manual_seed(0)
     save_file(models.shufflenet_v2_x0_5(num_classes=2).state_dict(), folder / "start.safetensors")
     (folder / "classes.txt").write_text("cats\ndogs\n")
-    cadence = CADENCE if "checkpoint" in Spec.model_fields else ""
     plain = {"target": "target", "source": "", "epochs": 3, "workers": 0}
     made = {
-        "finetune": ("finetune", plain | {"source": JOINT + cadence}),
+        "finetune": ("finetune", plain | {"source": JOINT}),
         "extract": ("extract", plain | {"epochs": 5}),
-        "pretrain": ("pretrain", plain | {"source": JOINT + cadence}),
-        "long": ("finetune", {"target": "large", "source": JOINT + cadence, "epochs": 6, "workers": 2}),
-        "greek": ("finetune", plain | {"target": "greek", "source": cadence}),
+        "pretrain": ("pretrain", plain | {"source": JOINT}),
+        "long": ("finetune", {"target": "large", "source": JOINT, "epochs": 6, "workers": 2}),
+        "greek": ("finetune", plain | {"target": "greek", "source": ""}),
     }
     for name, (_, settings) in made.items():
         (folder / f"{name}.yaml").write_text(SPEC.format(name=name, **settings), encoding="utf-8")

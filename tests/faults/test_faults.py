@@ -21,7 +21,7 @@ import pytest
 from harness import KILL, PROJECT, Fault
 from plans import Planned
 from subjects import GREEK, Subject, differences, fingerprint, subjects
-from trials import Reference, Trials, can_resume
+from trials import Reference, Trials
 
 SEED = int(os.environ.get("TRANSFERCTL_FAULTS_SEED", "0"))
 
@@ -176,8 +176,7 @@ def test_a_stdout_that_nobody_reads_is_said_in_one_message_and_the_run_carried_o
     done = command(arguments, tmp_path, stdout=writing)
     os.close(writing)
     assert done.returncode == 5 and done.stderr.count(b" error: ") == 1, done.stderr
-    arguments += ["--resume", next(tmp_path.glob("runs/*"))] if can_resume() else []
-    done = command([*arguments, as_json], tmp_path)
+    done = command(["finetune", "--resume", next(tmp_path.glob("runs/*")), as_json], tmp_path)
     assert done.returncode == 0, done.stderr
     assert not differences(fingerprint(Path(json.loads(done.stdout)["run"])), reference("finetune").fingerprint)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import inspect
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ from typing import Any
 from harness import CLOCK_BACK, COUNT, FAIL_ON, FAIL_ONCE, KILL, KILL_HALFWAY, NO_FAULT, Call, Ending, Fault, Server
 from subjects import LINKS, Subject, broken_checkpoints, differences, fingerprint
 
-from transferctl import cli
 from transferctl.errors import ExitCode
 
 
@@ -132,7 +130,7 @@ class Trials:
         """The command that carries on what a fault stopped; anew, where the run came to no spec."""
         root = folder / "root"
         run = max(root.glob("runs/*/spec.yaml"), key=lambda spec: spec.stat().st_mtime_ns, default=None)
-        if run is None or not can_resume():
+        if run is None:
             return subject.arguments(root)
         outcome.resumed += 1
         return [subject.verb, "--resume", run.parent, "--json"]
@@ -157,10 +155,6 @@ class Trials:
         folder = self._folder / f"{self._number:05d}"
         (folder / "root").mkdir(parents=True)
         return folder
-
-
-def can_resume() -> bool:
-    return "resume" in inspect.signature(cli.finetune).parameters
 
 
 def in_words(fault: Fault, calls: Sequence[Call] = ()) -> str:
