@@ -146,7 +146,7 @@ class Trials:
             for ending in endings:
                 self._server.bury(ending)
         if self._keep and not outcome.survived:
-            outcome.losses.append(f"kept: {folder}")
+            outcome.ends.append(f"kept: {folder}")
         elif not given:
             shutil.rmtree(folder)
 
