@@ -83,6 +83,15 @@ def test_a_run_killed_at_any_call_ends_as_one_that_was_not(
     survives(spread(plans.kills(reference(name)), n))
 
 
+def test_what_is_done_again_for_want_of_a_checkpoint_is_in_the_metrics_once(
+    reference: Callable[[str], Reference], survives: Survives
+) -> None:
+    """Source validation is measured before training, and training is saved first after two steps."""
+    finetune = reference("finetune")
+    first = next(at for at, call in enumerate(finetune.calls, 1) if "/.step-000002" in call.path)
+    survives([Planned(Trials.killed, (finetune, Fault(KILL, first)))])
+
+
 def test_what_carries_on_a_run_may_be_killed_as_well(
     reference: Callable[[str], Reference], trials: Trials, survives: Survives
 ) -> None:
