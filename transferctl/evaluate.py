@@ -146,10 +146,11 @@ def _start(trained: Path, display: Display) -> TransferModel | None:
         display.note("the run keeps no `start` checkpoint (finetune does), so what was forgotten is not known")
         return None
     saved = checkpoint.load(trained, "start")
+    model = restore(saved)
     if "source" in saved.manifest.get("untrained_heads", ()):
         display.note("the source head was new, so there is nothing that it could have forgotten")
         return None
-    return restore(saved)
+    return model
 
 
 def _metrics_of(saved: Checkpoint, model: TransferModel, *, source: bool, start: TransferModel | None) -> list[str]:
