@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transferctl import jsontext
 from transferctl.errors import CheckpointError, from_os_error
+from transferctl.wording import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,10 +109,13 @@ def load(run: Path, which: str = "best") -> Checkpoint:
     folder = run / "checkpoints" / which
     if not run.is_dir():
         raise CheckpointError(f"{run}: no such run folder; `ls runs` shows them")
+    _refuse_outside(folder)
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = jsontext.read(folder / "manifest.json")
         files, version = manifest["files"], manifest["schema_version"]
         expected = files[WEIGHTS_FILE]["sha256"]
+        if odd := [name for name in files if Path(name).name != name]:
+            raise CheckpointError(f"{folder}/manifest.json: lists files that are not beside it ({shown(odd)})")
     except FileNotFoundError:
         raise CheckpointError(
             f"{run}: has no checkpoint `{which}`; it is an evaluation, or was stopped before its first epoch"
@@ -127,6 +132,16 @@ def load(run: Path, which: str = "best") -> Checkpoint:
         return Checkpoint(folder.resolve(), load_file(folder / WEIGHTS_FILE), manifest)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder / WEIGHTS_FILE}: cannot be read: {error}") from None
+
+
+def _refuse_outside(folder: Path) -> None:
+    """`best` and its like are links to a step beside them, nowhere else; `checkpoints` may lie on another disk."""
+    try:
+        outside = folder.resolve(strict=True).parent != folder.parent.resolve()
+    except (OSError, RuntimeError):  # missing, or a link to itself: told by who reads it
+        return
+    if outside:
+        raise CheckpointError(f"{folder}: leads out of its run, to {folder.resolve()}; it must be a step beside it")
 
 
 def exists(run: Path, which: str) -> bool:

@@ -6,7 +6,6 @@ runs/20261124-015703-finetune-ants-bees/
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -136,7 +135,7 @@ def environment(seed: int, device: str, fingerprints: Mapping[str, str]) -> dict
 def verb_of(run: Path) -> str | None:
     """The verb that made a run folder, if it is one and says so."""
     try:
-        found = json.loads((run / "summary.json").read_text(encoding="utf-8"))["verb"]
+        found = jsontext.read(run / "summary.json")["verb"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return str(found)
@@ -145,7 +144,7 @@ def verb_of(run: Path) -> str | None:
 def data_fingerprints(run: Path) -> dict[str, str]:
     """What a finished or running run saw, by domain and split; empty where it does not say."""
     try:
-        found = json.loads((run / "environment.json").read_text(encoding="utf-8"))["data"]
+        found = jsontext.read(run / "environment.json")["data"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return found if isinstance(found, dict) else {}

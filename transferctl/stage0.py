@@ -12,7 +12,7 @@ import PIL
 import torch
 
 import transferctl
-from transferctl import checkpoint, scratch
+from transferctl import checkpoint, jsontext, scratch
 from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.errors import CheckpointError
@@ -70,8 +70,8 @@ def find(runs_dir: Path, wanted: str, display: Display) -> Path | None:
 def _finished(runs_dir: Path, wanted: str) -> Iterator[Path]:
     for path in runs_dir.glob("*/summary.json"):
         try:
-            text = path.read_text(encoding="utf-8")
-            summary = dict(json.loads(text)) if wanted in text else {}
+            text = jsontext.read_text(path)
+            summary = dict(jsontext.loads(text)) if wanted in text else {}
         except (OSError, ValueError, TypeError):
             continue
         if summary | {"verb": "pretrain", "status": "finished", "stage0": wanted} == summary:
