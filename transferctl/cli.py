@@ -30,12 +30,20 @@ app = typer.Typer(
     "7 run locked · 8 gate missed · 130 SIGINT · 143 SIGTERM",
 )
 
+
+def _folder(written: str | Path) -> Path:
+    """Path("") would be the working folder; it is most often a shell's variable that is not set."""
+    if not str(written).strip():
+        raise typer.BadParameter("must be a folder, not ''")
+    return Path(written)
+
+
 SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="The YAML file.", show_default=False)]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")
 ]
-RunsDirOption = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Where run folders go.")]
+RunsDirOption = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", parser=_folder, help="Where run folders go.")]
 VerifyOption = Annotated[
     bool, typer.Option("--verify", help="Read every file to see whether it changed since it was cached.")
 ]
