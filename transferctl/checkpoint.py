@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
 LINKS = ("best", "last", "start")
+_FIX = "copy the run folder again, or name another checkpoint"
 
 
 @dataclass(frozen=True)
@@ -121,17 +122,20 @@ def load(run: Path, which: str = "best") -> Checkpoint:
             f"{run}: has no checkpoint `{which}`; it is an evaluation, or was stopped before its first epoch"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}/manifest.json: cannot be read: {error}") from None
+        raise CheckpointError(f"{folder}/manifest.json: cannot be read: {error}; {_FIX}") from None
     if version != SCHEMA_VERSION:
         raise CheckpointError(
-            f"{folder}: written by another version (schema {version}, this one reads {SCHEMA_VERSION})"
+            f"{folder}: written by another version (schema {version}, this one reads {SCHEMA_VERSION}); use that one"
         )
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():  # a pipe would block
+        raise CheckpointError(f"{path}: is missing, or no regular file; {_FIX}")
     try:
-        if _sha256(folder / WEIGHTS_FILE) != expected:
-            raise CheckpointError(f"{folder / WEIGHTS_FILE}: its SHA-256 is not the manifest's; the file is damaged")
-        return Checkpoint(folder.resolve(), load_file(folder / WEIGHTS_FILE), manifest)
+        if _sha256(path) != expected:
+            raise CheckpointError(f"{path}: its SHA-256 is not the manifest's; the file is damaged; {_FIX}")
+        return Checkpoint(folder.resolve(), load_file(path), manifest)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS_FILE}: cannot be read: {error}") from None
+        raise CheckpointError(f"{path}: cannot be read: {error}; {_FIX}") from None
 
 
 def _refuse_outside(folder: Path) -> None:
