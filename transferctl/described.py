@@ -24,6 +24,10 @@ class _Described(BaseModel):
 
 
 class _Preprocessing(_Described):
+    """Closed: what this version does not know would make other pixels."""
+
+    model_config = ConfigDict(extra="forbid")
+
     resize: Pixels
     crop: Pixels
     mean: Triple

@@ -19,6 +19,7 @@ from typing import Any
 from unittest import mock
 
 import baddata
+import badimages
 import badruns
 import badspecs
 import badweights
@@ -26,7 +27,7 @@ from entries import ENTRIES, Entry
 
 from transferctl import cli
 
-MODULES = (badspecs, baddata, badweights, badruns)  # each adds to ENTRIES
+MODULES = (badspecs, baddata, badimages, badweights, badruns)  # each adds to ENTRIES
 EPOCHAL = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", re.MULTILINE)
 
 

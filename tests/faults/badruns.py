@@ -112,6 +112,8 @@ CLAIMS: list[tuple[str, str, dict[str, Any], tuple[str, ...]]] = [
     ("std", "a deviation of 0", {"preprocessing": PIXELS | {"std": [0, 1, 1]}}, (*DESCRIBED, "preprocessing.std")),
     ("interpolation", "an unknown interpolation", {"preprocessing": PIXELS | {"interpolation": "x"}},
      (*DESCRIBED, "preprocessing.interpolation")),
+    ("other_pixels", "an unknown preprocessing", {"preprocessing": PIXELS | {"gamma": 2.2}},
+     (*DESCRIBED, "preprocessing.gamma")),
     ("val", "scores that are a number", {"val": 3}, (*DESCRIBED, "val")),
 ]  # fmt: skip
 

@@ -13,6 +13,7 @@ from typing import Any
 
 ARCHITECTURE = "squeezenet1_1"  # the smallest, 5 MB
 SPEC = f"backbone: {{name: {ARCHITECTURE}, weights: none}}\npreprocess: {{resize: 32, crop: 32}}\nworkers: 0\ndevice: cpu\n"
+MEND = "mend or remove them, or write on_bad_sample: skip"
 DIGITS = SPEC + "target: {train: {dataset: digits, classes: ['0', '1'], per_class: 4}, val: 0.5}\n"
 
 
