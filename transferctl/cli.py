@@ -33,8 +33,8 @@ app = typer.Typer(
 
 def _folder(written: str | Path) -> Path:
     """Path("") would be the working folder; it is most often a shell's variable that is not set."""
-    if not str(written).strip():
-        raise typer.BadParameter("must be a folder, not ''")
+    if not str(written).strip() or "\0" in str(written):
+        raise typer.BadParameter(f"must be a folder, not {str(written)!r}")
     return Path(written)
 
 

@@ -34,7 +34,11 @@ OVERRIDABLE = ("name", "device", "precision", "workers", "on_bad_sample", "cache
 def load_spec(run: Path, overrides: Sequence[str]) -> yamlfile.SpecFile:
     """The resolved spec that a run was made with. Raises CheckpointError where there is none, SpecError for an
     override of what the checkpoint carries."""
-    if not (run / "spec.yaml").is_file():
+    try:
+        is_run = (run / "spec.yaml").is_file()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise CheckpointError(f"{run}: cannot be looked for: {error.strerror}; name a run folder") from None
+    if not is_run:
         raise CheckpointError(f"{run}: is no run folder (it has no spec.yaml)")
     message = f"eval takes this from the checkpoint; it can set {', '.join(OVERRIDABLE)}"
     fixed = [text for text in overrides if re.split(r"[.=]", text.strip(), maxsplit=1)[0].strip() not in OVERRIDABLE]

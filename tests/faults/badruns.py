@@ -129,6 +129,31 @@ def absent(folder: Path) -> list[str]:
     return ["eval", str(folder / "absent")]
 
 
+@bad("run", "a path of 5,000 characters", 4, "cannot be looked for: File name too long", "name a run folder")
+def long_path(folder: Path) -> list[str]:
+    return ["eval", 5000 * "a"]
+
+
+def _on(folder: Path, spoil: Callable[[Path], object]) -> list[str]:
+    spoil(folder / "m.csv")
+    return ["eval", str(sound_run(folder)), "--data", str(folder / "m.csv")]
+
+
+@bad("run", "a pipe in place of other data to score", 3, "m.csv: is not a regular file", "name a CSV file")
+def data_pipe(folder: Path) -> list[str]:
+    return _on(folder, os.mkfifo)
+
+
+@bad("run", "an endless file in place of other data to score", 3, "m.csv: is not a regular file", "name a CSV file")
+def data_endless(folder: Path) -> list[str]:
+    return _on(folder, lambda path: path.symlink_to("/dev/zero"))
+
+
+@bad("run", "other data to score with a line of a megabyte", 3, "m.csv:1: is longer than", "that is no manifest")
+def data_long_line(folder: Path) -> list[str]:
+    return _on(folder, lambda path: path.write_text("x" * 10**6))
+
+
 @bad("run", "a spec.yaml that is no YAML", 2, "run/spec.yaml:2", "is not YAML")
 def spec_damaged(folder: Path) -> list[str]:
     return _spoiled(folder, lambda run: _replaced(run / "spec.yaml", "a: [\n"))

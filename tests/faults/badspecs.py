@@ -98,6 +98,8 @@ COMMANDS = [
     ("escapes_in_path", "a path that would clear the terminal", ["check", "\x1b[2J.yaml"], ("cannot read the spec",)),
     ("empty_runs_dir", "an empty --runs-dir, of an unset variable", ["extract", "spec.yaml", "--runs-dir", ""],
      ("--runs-dir", "must be a folder, not ''")),
+    ("nul_runs_dir", "a --runs-dir with a NUL", ["extract", "spec.yaml", "--runs-dir", "a\0b"],
+     ("--runs-dir", "must be a folder, not 'a\\x00b'")),
     ("from_absent_run", "--from of a run that is not there", ["finetune", "spec.yaml", "--from", "absent"],
      ("absent: no such run folder", "`ls runs` shows them")),
     ("age", "an age that is none", ["cache", "clear", "--older-than", "soon"], ("--older-than soon", "such as 30d")),
