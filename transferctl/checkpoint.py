@@ -116,7 +116,7 @@ def load(run: Path, which: str = "best") -> Checkpoint:
         files, version = manifest["files"], manifest["schema_version"]
         expected = files[WEIGHTS_FILE]["sha256"]
         if odd := [name for name in files if Path(name).name != name]:
-            raise CheckpointError(f"{folder}/manifest.json: lists files that are not beside it ({shown(odd)})")
+            raise CheckpointError(f"{folder}/manifest.json: lists files that are not beside it ({shown(odd)}); {_FIX}")
     except FileNotFoundError:
         raise CheckpointError(
             f"{run}: has no checkpoint `{which}`; it is an evaluation, or was stopped before its first epoch"

@@ -84,7 +84,10 @@ def refuse_larger(feature_dim: int, made_of: Mapping[str, Any], state: Mapping[s
     widths = [feature_dim, *made_of.get("hidden", []), made_of["outputs"]]
     if sum(a * b for a, b in pairwise(widths)) > sum(tensor.numel() for tensor in state.values()):
         described = "→".join(map(str, widths))
-        raise CheckpointError(f"{label}: its manifest describes layers {described}, which its weights do not fill")
+        raise CheckpointError(
+            f"{label}: its manifest describes layers {described}, which its weights do not "
+            "fill; use a run folder as transferctl wrote it"
+        )
 
 
 def refuse_not_finite(state: Mapping[str, Tensor], label: str) -> None:

@@ -39,7 +39,7 @@ def load_spec(run: Path, overrides: Sequence[str]) -> yamlfile.SpecFile:
     except OSError as error:  # a name that is too long, a folder that may not be entered
         raise CheckpointError(f"{run}: cannot be looked for: {error.strerror}; name a run folder") from None
     if not is_run:
-        raise CheckpointError(f"{run}: is no run folder (it has no spec.yaml)")
+        raise CheckpointError(f"{run}: is no run folder (it has no spec.yaml); name one of those in runs/")
     message = f"eval takes this from the checkpoint; it can set {', '.join(OVERRIDABLE)}"
     fixed = [text for text in overrides if re.split(r"[.=]", text.strip(), maxsplit=1)[0].strip() not in OVERRIDABLE]
     if fixed:

@@ -44,7 +44,7 @@ def read(path: Path) -> Read:
             f"{path}: no such weights; {hint}write a published name (DEFAULT), a file, a run folder, source or none"
         )
     if not path.is_file():
-        raise CheckpointError(f"{path}: is neither a file nor a run folder (it has no summary.json)")
+        raise CheckpointError(f"{path}: is neither a file nor a run folder (it has no summary.json); name one of these")
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         raise CheckpointError(f"{path}: weights end in .safetensors, .pth or .pt")
     content = _content(path)
@@ -175,7 +175,9 @@ def load_whole(module: nn.Module, state: Mapping[str, Tensor], label: str) -> No
         _counted("of no floating-point numbers", numbers),
     ]
     if any(parts):
-        raise CheckpointError(f"{label}: {'; '.join(filter(None, parts))}. Nothing was loaded")
+        raise CheckpointError(
+            f"{label}: {'; '.join(filter(None, parts))}. Nothing was loaded; name weights of this network"
+        )
     versioned = OrderedDict(state)  # mnasnet refuses a state without version numbers, which safetensors drops
     versioned._metadata = own._metadata  # type: ignore[attr-defined]
     module.load_state_dict(versioned, strict=False)  # strict but for num_batches_tracked, checked above

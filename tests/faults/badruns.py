@@ -81,7 +81,7 @@ DAMAGE: list[tuple[str, str, Callable[[Path], object], tuple[str, ...]]] = [
     ("best_to_itself", "`best` that links to itself", lambda run: _linked(run, "best"), ("checkpoints/best", FIX)),
     ("best_to_nothing", "`best` that links to nothing", lambda run: _linked(run, "absent"), ("no checkpoint `best`",)),
     ("best_outside", "`best` that leads out of the run", _elsewhere, ("run/checkpoints/best", "a step beside it")),
-    ("spec_gone", "a run without spec.yaml", lambda run: (run / "spec.yaml").unlink(), ("run: is no run folder",)),
+    ("spec_gone", "a run without spec.yaml", lambda run: (run / "spec.yaml").unlink(), ("run: is no run folder", "name one of those in runs/")),
     ("not_finished", "a run that was stopped at its start", lambda run: shutil.rmtree(run / "checkpoints"),
      ("run: has no checkpoint `best`", "stopped before its first epoch")),
 ]  # fmt: skip
@@ -93,17 +93,17 @@ CLAIMS: list[tuple[str, str, dict[str, Any], tuple[str, ...]]] = [
      {"files": {"model.safetensors": {"sha256": ""}, "../../../../etc/passwd": {"sha256": ""}}},
      ("lists files that are not beside it", "../../../../etc/passwd")),
     ("files_absolute", "a manifest that lists an absolute path",
-     {"files": {"model.safetensors": {"sha256": ""}, "/etc/passwd": {"sha256": ""}}}, ("/etc/passwd",)),
-    ("wrong_hash", "another SHA-256", {"files": {"model.safetensors": {"sha256": "0" * 64}}}, ("SHA-256",)),
+     {"files": {"model.safetensors": {"sha256": ""}, "/etc/passwd": {"sha256": ""}}}, ("/etc/passwd", FIX)),
+    ("wrong_hash", "another SHA-256", {"files": {"model.safetensors": {"sha256": "0" * 64}}}, ("SHA-256", FIX)),
     ("library", "a library that is a path", {"library": "../../evil"}, (*DESCRIBED, "library")),
     ("task", "an unknown task", {"task": "os"}, (*DESCRIBED, "task")),
-    ("architecture", "an unknown architecture", {"architecture": "resnet\x1b[2J"}, ("has no architecture",)),
-    ("other_architecture", "the weights of another architecture", {"architecture": "alexnet"}, ("do not fit alexnet",)),
+    ("architecture", "an unknown architecture", {"architecture": "resnet\x1b[2J"}, ("has no architecture", "did you mean")),
+    ("other_architecture", "the weights of another architecture", {"architecture": "alexnet"}, ("do not fit alexnet", "name weights of this network")),
     ("no_heads", "no heads", {"heads": {}}, (*DESCRIBED, "heads")),
     ("heads_list", "heads that are a list", {"heads": [1]}, (*DESCRIBED, "heads")),
     ("head_unknown", "a head that is a path", {"heads": {"../x": HEAD}}, (*DESCRIBED, "heads")),
     ("outputs", "more outputs than classes", {"heads": {"target": HEAD | {"outputs": 9}}}, (*DESCRIBED, "for 9 outputs")),
-    ("hidden", "a head of a petabyte", {"heads": {"target": HEAD | {"hidden": [2**40]}}}, ("which its weights do not",)),
+    ("hidden", "a head of a petabyte", {"heads": {"target": HEAD | {"hidden": [2**40]}}}, ("which its weights do not fill", "use a run folder as")),
     ("dropout", "a dropout of 3", {"heads": {"target": HEAD | {"dropout": 3}}}, (*DESCRIBED, "dropout")),
     ("classes", "classes that are numbers", {"heads": {"target": HEAD | {"classes": [0, 1]}}}, (*DESCRIBED, "classes")),
     ("crop", "a crop of 10⁹ pixels", {"preprocessing": PIXELS | {"crop": 10**9}}, (*DESCRIBED, "preprocessing.crop")),
@@ -124,7 +124,7 @@ for _name, _what, _changes, _says in CLAIMS:
         partial(with_manifest, **_changes))  # fmt: skip
 
 
-@bad("run", "a folder that is not there", 4, "absent: is no run folder")
+@bad("run", "a folder that is not there", 4, "absent: is no run folder", "name one of those in runs/")
 def absent(folder: Path) -> list[str]:
     return ["eval", str(folder / "absent")]
 
@@ -159,7 +159,7 @@ def spec_damaged(folder: Path) -> list[str]:
     return _spoiled(folder, lambda run: _replaced(run / "spec.yaml", "a: [\n"))
 
 
-@bad("run", "weights whose header is nested deep, with the right SHA-256", 4, "model.safetensors: cannot be read")
+@bad("run", "weights whose header is nested deep, with the right SHA-256", 4, "model.safetensors: cannot be read", FIX)
 def header_deep(folder: Path) -> list[str]:
     return with_weights(folder, safetensors(b'{"a":' + b"[" * 100_000))
 

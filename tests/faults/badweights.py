@@ -172,7 +172,7 @@ def missing(folder: Path) -> list[str]:
     return checking_weights(folder, "absent.pth")
 
 
-@bad("weights", "a folder that is no run", 4, "data: is neither a file nor a run folder")
+@bad("weights", "a folder that is no run", 4, "data: is neither a file nor a run folder", "name one of these")
 def plain_folder(folder: Path) -> list[str]:
     (folder / "data").mkdir()
     return checking_weights(folder, "data")
