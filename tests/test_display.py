@@ -89,6 +89,22 @@ def test_with_json_stdout_has_the_object_alone(capsys: Any) -> None:
     assert capsys.readouterr().out == '{"a": 1}\n'
 
 
+def test_a_name_moves_no_cursor_and_begins_no_line_of_its_own(capsys: Any, tmp_path: Path) -> None:
+    name = "a\x1b[2J\u202eb\r\x0b\u2028c"
+    shown = Display()
+    with shown.log_to(tmp_path / "log.txt"):
+        for say in (shown.note, shown.warn, shown.error, shown.result):
+            say(name)
+        shown.note("one\ntwo")
+        shown.table(name, [name], [[name]])
+    captured = capsys.readouterr()
+    for text in (captured.out, captured.err, (tmp_path / "log.txt").read_text(encoding="utf-8")):
+        assert r"a\x1b[2J\u202eb\r\x0b\u2028c" in text
+        assert all(character.isprintable() for character in text.replace("\n", "").replace("\t", ""))
+    assert r"one\ntwo" in captured.err
+    assert len(captured.err.splitlines()) == 4
+
+
 def test_markup_in_a_class_name_is_shown_not_obeyed(capsys: Any) -> None:
     Display().table("T", ["class"], [["[red]ants[/red]"]])
     assert "[red]ants[/red]" in capsys.readouterr().out

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from transferctl import images
 from transferctl.contracts import BadSample
-from transferctl.images import FORMATS, ImageFiles, decode, read_bytes
+from transferctl.images import FORMATS, ImageFiles, decode, read_bytes, upright_rgb
 from transferctl.wording import printable, shown
 
 LOSSY = {"JPEG": 12, "WEBP": 40}  # largest deviation away from the edge; the others are exact
@@ -211,6 +212,40 @@ def test_a_large_image_below_the_bomb_limit_raises_no_warning() -> None:
     """PIL warns from half the limit on; pytest turns a warning that escapes into a failure."""
     with pytest.raises(BadSample, match="cannot be decoded"):
         decode(png_of(100_000_000, 1)[:200])
+
+
+def test_a_jpeg_of_more_scans_than_any_encoder_writes_is_refused() -> None:
+    """Each is a pass over all pixels for fifty bytes: a megabyte of them would take minutes."""
+    data = encoded(Image.new("RGB", (64, 64), "red"), "JPEG", progressive=True)
+    assert decode(data).size == (64, 64)
+    last = data[data.rfind(b"\xff\xc4", 0, data.rfind(b"\xff\xda")) : -2]
+    with pytest.raises(BadSample, match="has 1,010 scans, more than the 100 that are read"):
+        decode(data[:-2] + 1000 * last + data[-2:])
+
+
+_RAMP = np.arange(161).reshape(23, 7)
+_UNUSUAL = [np.stack([_RAMP] * 4, 2).astype(np.uint8), np.stack([_RAMP] * 2, 2).astype(np.uint8),
+            (_RAMP * 400).astype(np.uint16), (_RAMP / 161).astype(np.float32)]  # fmt: skip
+
+
+@pytest.mark.parametrize("values", _UNUSUAL, ids=["RGBA", "LA", "I;16", "F"])
+def test_conversion_by_bands_of_rows_changes_no_pixel(monkeypatch: pytest.MonkeyPatch, values: np.ndarray) -> None:
+    whole = pixels(upright_rgb(Image.fromarray(values)))
+    monkeypatch.setattr(images, "BAND_PIXELS", 21)
+    assert np.array_equal(pixels(upright_rgb(Image.fromarray(values))), whole)
+    assert len(np.unique(whole)) > 50
+
+
+def test_a_file_that_is_larger_than_any_image_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.jpg").open("wb") as file:
+        file.truncate(10**12)  # sparse: takes no room
+    with pytest.raises(BadSample, match="has 1 TB, more than the 1 GB that are read"):
+        read_bytes(str(tmp_path / "a.jpg"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+def test_files_of_proc_which_say_that_they_are_empty_are_not_opened() -> None:
+    assert read_bytes("/proc/self/environ") == b""
 
 
 def test_a_fifo_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:

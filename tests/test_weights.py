@@ -102,7 +102,7 @@ def test_plain_weights_are_called_by_their_path_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
 def test_an_empty_file_is_called_empty(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
-    with pytest.raises(CheckpointError, match=r"is empty \(0 bytes\)$"):
+    with pytest.raises(CheckpointError, match=r"is empty \(0 bytes\); copy or download it again$"):
         weights.read(tmp_path / name)
 
 

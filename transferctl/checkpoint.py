@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from transferctl import jsontext, signals
 from transferctl.errors import CheckpointError, from_os_error
+from transferctl.wording import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,10 +32,12 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)  # 1 has no training state
 WEIGHTS_FILE, STATE_FILE, REFERENCES_FILE = "model.safetensors", "state.safetensors", "references.safetensors"
+FILES = (WEIGHTS_FILE, STATE_FILE, REFERENCES_FILE)
 LINKS = ("best", "last", "start")
 UNSCORED = "-unscored"
 KEPT = 2  # of those that training can go on from, besides what links point at: should the newest be damaged
 NAME = re.compile(rf"step-([0-9]{{6,12}})({UNSCORED})?")
+_FIX = "copy the run folder again, or name another checkpoint"
 
 
 @dataclass(frozen=True)
@@ -172,12 +174,23 @@ def load(run: Path, which: str = "best") -> Checkpoint:
     folder = run / "checkpoints" / which
     if not run.is_dir():
         raise CheckpointError(f"{run}: no such run folder; `ls runs` shows them")
+    _refuse_outside(folder)
     try:
         manifest = _read_manifest(folder)
     except FileNotFoundError:
         message = f"{run}: has no checkpoint `{which}`; it is an evaluation, or was stopped before its first epoch"
         raise CheckpointError(message + _how_to_go_on(run)) from None
     return Checkpoint(folder.resolve(), _verified(folder, WEIGHTS_FILE, manifest["files"]), manifest)
+
+
+def _refuse_outside(folder: Path) -> None:
+    """`best` and its like are links to a step beside them, nowhere else; `checkpoints` may lie on another disk."""
+    try:
+        outside = folder.resolve(strict=True).parent != folder.parent.resolve()
+    except (OSError, RuntimeError):  # missing, or a link to itself: told by who reads it
+        return
+    if outside:
+        raise CheckpointError(f"{folder}: leads out of its run, to {folder.resolve()}; it must be a step beside it")
 
 
 def _how_to_go_on(run: Path) -> str:
@@ -231,17 +244,21 @@ def is_run(path: Path) -> bool:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     """Raises FileNotFoundError, CheckpointError."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = jsontext.read(folder / "manifest.json")
         version, files = manifest["schema_version"], manifest["files"]
         _facts(files[WEIGHTS_FILE])
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{folder}/manifest.json: cannot be read: {error}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}/manifest.json: cannot be read: {error}; {_FIX}") from None
     if version not in READABLE_VERSIONS:
         readable = " and ".join(map(str, READABLE_VERSIONS))
-        message = f"written by another version (schema {version}, this one reads {readable})"
+        message = f"written by another version (schema {version}, this one reads {readable}); use that one"
         raise CheckpointError(f"{folder}: {message}")
+    if odd := [name for name in files if name not in FILES]:
+        raise CheckpointError(
+            f"{folder}/manifest.json: lists files that are none of a checkpoint ({shown(odd)}); {_FIX}"
+        )
     assert isinstance(manifest, dict)
     return manifest
 
@@ -252,15 +269,16 @@ def _facts(file: Mapping[str, Any]) -> str:
 
 def _verify(folder: Path, name: str, files: Mapping[str, Any]) -> None:
     """Raises CheckpointError where a file is not what the manifest says."""
-    if name not in (WEIGHTS_FILE, STATE_FILE, REFERENCES_FILE):
-        raise CheckpointError(f"{folder}/manifest.json: names {name!r}, which is no file of a checkpoint")
+    path = folder / name
+    if not path.is_file():  # a pipe would block
+        raise CheckpointError(f"{path}: is missing, or no regular file; {_FIX}")
     try:
-        if _sha256(folder / name) != _facts(files[name]):
-            raise CheckpointError(f"{folder / name}: its SHA-256 is not the manifest's; the file is damaged")
+        if _sha256(path) != _facts(files[name]):
+            raise CheckpointError(f"{path}: its SHA-256 is not the manifest's; the file is damaged; {_FIX}")
     except OSError as error:
-        raise CheckpointError(f"{folder / name}: cannot be read: {error.strerror}") from None
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}; {_FIX}") from None
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}/manifest.json: cannot be read: {error!r}") from None
+        raise CheckpointError(f"{folder}/manifest.json: cannot be read: {error!r}; {_FIX}") from None
 
 
 def _verified(folder: Path, name: str, files: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -271,7 +289,7 @@ def _verified(folder: Path, name: str, files: Mapping[str, Any]) -> dict[str, Te
     try:
         tensors: dict[str, Tensor] = load_file(folder / name)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / name}: cannot be read: {error}") from None
+        raise CheckpointError(f"{folder / name}: cannot be read: {error}; {_FIX}") from None
     return tensors
 
 

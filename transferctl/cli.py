@@ -30,6 +30,14 @@ app = typer.Typer(
     "7 run locked · 8 gate missed · 130 SIGINT · 143 SIGTERM",
 )
 
+
+def _folder(written: str | Path) -> Path:
+    """Path("") would be the working folder; it is most often a shell's variable that is not set."""
+    if not str(written).strip() or "\0" in str(written):
+        raise typer.BadParameter(f"must be a folder, not {str(written)!r}")
+    return Path(written)
+
+
 SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="The YAML file.", show_default=False)]
 OptionalSpec = Annotated[
     Path | None,
@@ -39,7 +47,7 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder."
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")
 ]
-RunsDirOption = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Where run folders go.")]
+RunsDirOption = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", parser=_folder, help="Where run folders go.")]
 ResumeOption = Annotated[
     Path | None,
     typer.Option("--resume", metavar="RUN", help="Go on with a run that was stopped.", show_default=False),

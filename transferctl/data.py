@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from transferctl import grouping, plugins, repeats, scratch
+from transferctl import classnames, grouping, plugins, repeats, scratch
 from transferctl.contracts import Dataset
 from transferctl.errors import DataError, SpecError
 from transferctl.images import ImageFiles
@@ -142,6 +142,7 @@ def survey(
     classes = tuple(_present(dataset, kept))
     if len(classes) < 2:
         problems.append(f"{domain}.train: has one class ({shown(classes)}); a classifier needs at least two")
+    notes += [f"{domain}.train: {note}" for note in classnames.notes(classes)]
     splits: dict[str, Split | None] = {"train": Split("train", dataset, kept, _map_labels(dataset, kept, classes))}
     for role in others:
         found = opened.get(role)
@@ -167,7 +168,7 @@ def load_labelled(
 ) -> tuple[Split, tuple[str, ...]]:
     """Any labelled data through a stored class map, for `eval`. Raises DataError."""
     opened = _open(settings, label, role, seed)
-    notes, problems = opened.notes, list[str]()
+    notes, problems = [*opened.notes, *(f"{label}: {note}" for note in classnames.notes(classes))], list[str]()
     split = _mapped(opened, role, classes, label, notes, problems)
     if problems:
         raise DataError("\n".join(problems))

@@ -1,7 +1,8 @@
 """What people see. The only module that imports rich.
 
 Results (plan, tables, the run's path, or one JSON object) go to stdout; progress, notes and errors go to
-stderr. On a terminal: bars and colour. Elsewhere: plain lines with a time. All of it also into log.txt.
+stderr. On a terminal: bars and colour. Elsewhere: plain lines with a time. All of it also into log.txt. Names of files,
+classes and settings are others' words: what is unprintable in them is escaped here, for terminal and log alike.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import IO, Any
 
 from transferctl import jsontext
 from transferctl.errors import ResourceError
+from transferctl.wording import printable
 
 PLAIN_INTERVAL_S = 10.0
 EPOCH_INTERVAL_S = 1.0
@@ -75,11 +77,12 @@ class Display:
         self.line(f"warning: {text}", style="yellow")
 
     def error(self, text: str) -> None:
-        for line in text.splitlines():
+        for line in text.split("\n"):  # not splitlines: a form feed in a name would begin a line of its own
             self.line(f"error: {line}", style="red")
 
     def line(self, text: str, style: str = "", shown: bool = True) -> None:
         """A line with its time, on stderr and in the log. Raises ResourceError where stderr takes no more."""
+        text = printable(text)
         stamp = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
         self._to_log(f"{stamp} {text}\n")
         if not shown:
@@ -105,6 +108,7 @@ class Display:
 
     def result(self, text: str) -> None:
         """A line of the result; the last one is the run folder's path."""
+        text = printable(text)
         self._to_log(f"{text}\n")
         with self._results() as file:
             print(text, file=file, flush=True)
@@ -129,6 +133,7 @@ class Display:
         from rich.table import Table
         from rich.text import Text
 
+        title, columns = printable(title), [printable(column) for column in columns]
         look: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE_HEAD, "show_header": any(columns)}
         table = Table(title=Text(title, style="bold"), **look)
         cells = [[_cell(value) for value in row] for row in rows]
@@ -247,4 +252,6 @@ def silence(stream: IO[str]) -> None:
 
 
 def _cell(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else printable(str(value))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -18,6 +19,8 @@ from transferctl.pipeline import Names
 from transferctl.settings import DataSettings
 from transferctl.spec import SourceSettings, Spec, TargetSettings
 from transferctl.wording import printable, shown
+
+LINE = 100_000  # characters of a manifest that are looked at as one; longer ones are refused when it is read in full
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,11 @@ def _other_data(path: str, split: str | None) -> DataSettings:
     if not found.exists():
         raise DataError(f"{label}: there is no such {'folder' if settings.dataset == 'folder' else 'file'}")
     try:
-        splits = _splits(found) if settings.dataset == "manifest" else None
+        splits = _splits(found) if settings.dataset == "manifest" and found.is_file() else None
     except (OSError, ValueError, csv.Error):
         return settings  # reading it in full says what is wrong
+    if settings.dataset == "manifest" and not found.is_file():
+        return settings  # so it does of a pipe, for which it does not wait
     if splits is None and split is not None:
         what = "a manifest without a split column" if settings.dataset == "manifest" else "a folder"
         message = f"--data is {what}, all of which is scored; leave out --split"
@@ -108,7 +113,7 @@ def _other_data(path: str, split: str | None) -> DataSettings:
 def _splits(manifest: Path) -> list[str] | None:
     """The names in a manifest's split column; None where it has no such column."""
     with manifest.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file, strict=True)
+        rows = csv.reader(iter(partial(file.readline, LINE), ""), strict=True)
         columns = [name.strip() for name in next(rows, [])]
         if "split" not in columns:
             return None

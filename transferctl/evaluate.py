@@ -34,8 +34,12 @@ OVERRIDABLE = ("name", "device", "precision", "workers", "on_bad_sample", "cache
 def load_spec(run: Path, overrides: Sequence[str]) -> yamlfile.SpecFile:
     """The resolved spec that a run was made with. Raises CheckpointError where there is none, SpecError for an
     override of what the checkpoint carries."""
-    if not (run / "spec.yaml").is_file():
-        raise CheckpointError(f"{run}: is no run folder (it has no spec.yaml)")
+    try:
+        is_run = (run / "spec.yaml").is_file()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise CheckpointError(f"{run}: cannot be looked for: {error.strerror}; name a run folder") from None
+    if not is_run:
+        raise CheckpointError(f"{run}: is no run folder (it has no spec.yaml); name one of those in runs/")
     message = f"eval takes this from the checkpoint; it can set {', '.join(OVERRIDABLE)}"
     fixed = [text for text in overrides if re.split(r"[.=]", text.strip(), maxsplit=1)[0].strip() not in OVERRIDABLE]
     if fixed:
@@ -146,10 +150,11 @@ def _start(trained: Path, display: Display) -> TransferModel | None:
         display.note("the run keeps no `start` checkpoint (finetune does), so what was forgotten is not known")
         return None
     saved = checkpoint.load(trained, "start")
+    model = restore(saved)
     if "source" in saved.manifest.get("untrained_heads", ()):
         display.note("the source head was new, so there is nothing that it could have forgotten")
         return None
-    return restore(saved)
+    return model
 
 
 def _metrics_of(saved: Checkpoint, model: TransferModel, *, source: bool, start: TransferModel | None) -> list[str]:

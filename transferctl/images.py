@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from transferctl.contracts import BadSample
+from transferctl.sizes import in_words
 from transferctl.texts import Texts, packed
 from transferctl.wording import counted, printable
 
@@ -28,6 +29,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"))
 STORED_AS = "stored_as"  # key of an image's `info`: mode and format of what it was made of; format None without a file
 MAX_PIXELS = 178_956_970  # 512 MiB as RGB, PIL's own limit; larger is refused from the header
+MAX_BYTES = 10**9  # of a file; that many pixels with transparency, uncompressed, are 716 MB
+MAX_SCANS = 100  # of a progressive JPEG; encoders write ten, and each is a pass over all pixels for a few bytes
+BAND_PIXELS = 1 << 22  # that are converted at a time, so that a large image takes little more memory than its pixels
 
 
 def decode(data: bytes, formats: tuple[str, ...] = FORMATS, at_least: int = 0) -> Image.Image:
@@ -40,6 +44,7 @@ def decode(data: bytes, formats: tuple[str, ...] = FORMATS, at_least: int = 0) -
             warnings.simplefilter("ignore")  # PIL warns of what is checked below, and of odd EXIF
             image = Image.open(io.BytesIO(data), formats=formats)
             _refuse_huge(image)
+            _refuse_many_scans(image, data)
             if at_least:
                 image.draft(None, (at_least, at_least))  # before anything is decoded; JPEG alone heeds it
             return upright_rgb(image)
@@ -78,30 +83,58 @@ def _refuse_huge(image: Image.Image) -> None:
         raise BadSample(f"is {width}×{height} pixels, more than the {MAX_PIXELS:,} that are read")
 
 
+def _refuse_many_scans(image: Image.Image, data: bytes) -> None:
+    if image.format in ("JPEG", "MPO") and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+        raise BadSample(f"has {scans:,} scans, more than the {MAX_SCANS} that are read")
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _deep_grey(image).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        return _over_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    flat = Image.new("RGB", image.size)
+    for box in _bands(image):
+        rgba = image.crop(box).convert("RGBA")
+        flat.paste(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"), box)
+    return flat
 
 
 def _deep_grey(image: Image.Image) -> Image.Image:
     """16-bit greys scaled by 255/65535, floats from 0–1. PIL's own convert() would clip them at 255."""
-    values = np.asarray(image, dtype=np.float64)
-    low, high = values.min(), values.max()
     top = 1.0 if image.mode == "F" else 65535.0
-    if not (np.isfinite(values).all() and low >= 0 and high <= top):
+    ends = [(values.min(), values.max()) for box in _bands(image) for values in [np.asarray(image.crop(box))]]
+    low, high = np.min(ends), np.max(ends)
+    if not (low >= 0 and high <= top):  # nor are NaNs
         raise BadSample(f"has grey values from {low:g} to {high:g}; 0 to {top:g} are expected of mode {image.mode}")
-    return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8), "L")
+    grey = Image.new("L", image.size)
+    for box in _bands(image):
+        values = np.asarray(image.crop(box), dtype=np.float64)
+        grey.paste(Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8), "L"), box)
+    return grey
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    rows = max(BAND_PIXELS // image.width, 1)
+    for top in range(0, image.height, rows):
+        yield 0, top, image.width, min(top + rows, image.height)
 
 
 def read_bytes(path: str) -> bytes:
-    """The file's content. Raises BadSample, also for what is no regular file (a FIFO would block)."""
+    """The file's content. Raises BadSample, also for what is no regular file (a FIFO would block) or is huge. What says
+    that it is empty is not opened: in /proc are files that are not, and that block."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
             raise BadSample("is not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise BadSample(f"has {in_words(status.st_size)}, more than the {in_words(MAX_BYTES)} that are read")
+        if not status.st_size:
+            return b""
         return Path(path).read_bytes()
     except FileNotFoundError:
         points_at = printable(os.readlink(path)) if os.path.islink(path) else ""

@@ -207,4 +207,4 @@ def _drawn(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _epoch(best: Checkpoint, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of its epoch: that of the best, with the scores of the model in between."""
-    return {"epoch": best.manifest["epoch"], "step": best.manifest["step"], "val": metrics}
+    return {"epoch": best.manifest.get("epoch", 0), "step": best.manifest.get("step", 0), "val": metrics}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from transferctl import plugins
+from transferctl import described, plugins
 from transferctl.checkpoint import Checkpoint
 from transferctl.contracts import Batch, Features
 from transferctl.device import Compute
@@ -239,35 +239,39 @@ def digest(model: TransferModel) -> str:
 
 
 def preprocessing_of(checkpoint: Checkpoint) -> Preprocessing:
-    """Raises CheckpointError where the manifest has none."""
-    try:
-        return Preprocessing.from_dict(checkpoint.manifest["preprocessing"])
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint.path}/manifest.json: does not describe a model ({error!r})") from None
+    """Raises CheckpointError where the manifest describes no model."""
+    described.refuse_faulty(checkpoint)
+    return Preprocessing.from_dict(checkpoint.manifest["preprocessing"])
 
 
 def restore(checkpoint: Checkpoint, preprocessing: Preprocessing | None = None) -> TransferModel:
-    """The model that a checkpoint holds. Raises CheckpointError where its manifest does not describe one."""
-    manifest, label = checkpoint.manifest, str(checkpoint.path)
+    """The model that a checkpoint holds. Raises CheckpointError where its manifest does not describe one, or its
+    weights are not finite."""
+    its_own, manifest, label = preprocessing_of(checkpoint), checkpoint.manifest, str(checkpoint.path)
+    described.refuse_not_finite(checkpoint.state, label)
+    preprocessing = preprocessing or its_own
+    library, architecture = manifest["library"], manifest["architecture"]
+    plugin = plugins.load("backbones", library)
     try:
-        preprocessing = preprocessing or preprocessing_of(checkpoint)
-        library, architecture, heads = manifest["library"], manifest["architecture"], manifest["heads"]
-        plugin = plugins.load("backbones", library)
         backbone, _ = plugin.build(
             architecture, image_size=preprocessing.crop, state=_part(checkpoint, "backbone."), label=label
         )
-        model = TransferModel(library, backbone, preprocessing, manifest["task"])
-        for domain, made_of in heads.items():
-            if made_of["kind"] == "pretrained":
-                _, head = plugin.build(architecture, image_size=preprocessing.crop, outputs=made_of["outputs"])
-                kept = {key: value for key, value in made_of.items() if key != "classes"}
-                model.add_made_head(domain, head, made_of["classes"], kept)
-            else:
-                sizes = {"hidden": made_of["hidden"], "dropout": made_of["dropout"]}
-                model.add_new_head(domain, made_of["classes"], **sizes, seed=0)
-            load_whole(model.heads[domain], _part(checkpoint, f"heads.{domain}."), f"{label}: {domain} head")
-    except (KeyError, TypeError, AssertionError) as error:
-        raise CheckpointError(f"{label}/manifest.json: does not describe a model ({error!r})") from None
+    except SpecError as error:
+        if any(problem.key == "backbone.name" for problem in error.problems):
+            raise CheckpointError(f"{label}/manifest.json: {error}") from None
+        raise
+    model = TransferModel(library, backbone, preprocessing, manifest["task"])
+    for domain, made_of in manifest["heads"].items():
+        state, head_label = _part(checkpoint, f"heads.{domain}."), f"{label}: {domain} head"
+        described.refuse_larger(backbone.feature_dim, made_of, state, head_label)
+        if made_of["kind"] == "pretrained":
+            _, head = plugin.build(architecture, image_size=preprocessing.crop, outputs=made_of["outputs"])
+            kept = {key: value for key, value in made_of.items() if key != "classes"}
+            model.add_made_head(domain, head, made_of["classes"], kept)
+        else:
+            sizes = {"hidden": made_of.get("hidden", ()), "dropout": made_of.get("dropout", 0.0)}
+            model.add_new_head(domain, made_of["classes"], **sizes, seed=0)
+        load_whole(model.heads[domain], state, head_label)
     return model
 
 

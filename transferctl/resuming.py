@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transferctl import lock, yamlfile
+from transferctl import jsontext, lock, yamlfile
 from transferctl.errors import CheckpointError, Problem, SpecError
 from transferctl.wording import printable, shown
 
@@ -87,9 +87,9 @@ def _summary(run: Path, verb: str) -> dict[str, Any]:
     if not (run / "spec.yaml").is_file():
         raise CheckpointError(f"{run}: has no spec.yaml: it is no run, or was stopped before it began; start it anew")
     try:
-        summary = dict(json.loads((run / "summary.json").read_text(encoding="utf-8")))
+        summary = dict(jsontext.read(run / "summary.json"))
         found = summary["verb"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{run}/summary.json: cannot be read: {error}; start the run anew") from None
     if found != verb:
         way = (

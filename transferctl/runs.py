@@ -7,7 +7,6 @@ runs/20261124-015703-finetune-ants-bees/
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -172,7 +171,7 @@ def environment(seed: int, device: str, fingerprints: Mapping[str, str]) -> dict
 def verb_of(run: Path) -> str | None:
     """The verb that made a run folder, if it is one and says so."""
     try:
-        found = json.loads((run / "summary.json").read_text(encoding="utf-8"))["verb"]
+        found = jsontext.read(run / "summary.json")["verb"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return str(found)
@@ -187,8 +186,8 @@ def data_fingerprints(run: Path) -> dict[str, str]:
 def read_environment(run: Path) -> dict[str, Any]:
     """environment.json; empty where it cannot be read."""
     try:
-        found = json.loads((run / "environment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = jsontext.read(run / "environment.json")
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 

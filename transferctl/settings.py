@@ -26,7 +26,7 @@ def _resolve(value: Any, info: ValidationInfo) -> Any:
     """A relative path is looked for beside the YAML file first, then in the working folder."""
     if not isinstance(value, str):
         return value
-    if not value.strip():  # Path("") is the working folder
+    if not value.strip() or "\0" in value:  # Path("") is the working folder; no file's name has a NUL
         raise ValueError(f"must be a path, not {value!r}")
     try:
         path = Path(value).expanduser()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -22,9 +23,9 @@ def explain(
     by_key: dict[Key, list[ErrorDetails]] = {}
     for detail in details:
         by_key.setdefault(raw_key(detail, tree), []).append(detail)
+    parents = {key[:depth] for key in by_key for depth in range(len(key))}
     for key, group in by_key.items():
-        deeper = any(other != key and other[: len(key)] == key for other in by_key)
-        if deeper and all(detail["type"] in {*_SAY_WHAT_IS_WANTED, "too_short"} for detail in group):
+        if key in parents and all(detail["type"] in {*_SAY_WHAT_IS_WANTED, "too_short"} for detail in group):
             continue  # the union's other branch, or the list's item, already says what is wrong inside
         if not any(_follows(detail, key, told) for detail in group):
             yield Problem(dotted(key), _sentence(key, group), where_of(positions, key))
@@ -171,6 +172,7 @@ def _suggest_key(key: Key) -> str:
     return f"; known here: {', '.join(siblings)}" if siblings else ""
 
 
+@cache
 def all_settings() -> dict[tuple[str, ...], str]:
     """Every dotted key of the spec and its description; the branches of unions are merged."""
     found: dict[tuple[str, ...], str] = {}

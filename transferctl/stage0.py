@@ -12,7 +12,7 @@ import PIL
 import torch
 
 import transferctl
-from transferctl import checkpoint, lock, scratch
+from transferctl import checkpoint, jsontext, lock, scratch
 from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.errors import CheckpointError
@@ -71,8 +71,8 @@ def find_stopped(runs_dir: Path, wanted: str) -> Path | None:
     """The newest run with this fingerprint that was stopped, and that no process goes on with."""
     for path in sorted(runs_dir.glob("*-pretrain-*/environment.json"), reverse=True):
         try:
-            is_it = json.loads(path.read_text(encoding="utf-8")).get("stage0") == wanted
-            status = json.loads((path.parent / "summary.json").read_text(encoding="utf-8"))["status"]
+            is_it = jsontext.read(path).get("stage0") == wanted
+            status = jsontext.read(path.parent / "summary.json")["status"]
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             continue
         if is_it and status in ("running", "interrupted") and not lock.is_held(path.parent):
@@ -83,8 +83,8 @@ def find_stopped(runs_dir: Path, wanted: str) -> Path | None:
 def _finished(runs_dir: Path, wanted: str) -> Iterator[Path]:
     for path in runs_dir.glob("*/summary.json"):
         try:
-            text = path.read_text(encoding="utf-8")
-            summary = dict(json.loads(text)) if wanted in text else {}
+            text = jsontext.read_text(path)
+            summary = dict(jsontext.loads(text)) if wanted in text else {}
         except (OSError, ValueError, TypeError):
             continue
         if summary | {"verb": "pretrain", "status": "finished", "stage0": wanted} == summary:

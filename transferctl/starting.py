@@ -95,8 +95,8 @@ def _continue_from(run: Path, spec: Spec, target: DomainData, display: Display) 
         raise CheckpointError(f"{run}: holds a {model.backbone.name}, the spec asks for {spec.backbone.name}")
     if model.classes["target"] != target.classes:
         raise CheckpointError(
-            f"{run}: its classes ({', '.join(model.classes['target'][:5])} …) are not those of target.train "
-            f"({', '.join(target.classes[:5])} …)"
+            f"{run}: its classes ({shown(model.classes['target'], 5)}) are not those of target.train "
+            f"({shown(target.classes, 5)}); name data of the same classes, or start without `from`"
         )
     _refuse_another_head(spec.head, head_settings(model))
     pipeline.compare_with_run(run, "target", spec.target.val, target.val, display)

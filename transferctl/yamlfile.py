@@ -19,6 +19,7 @@ from transferctl.specfaults import explain, raw_key
 from transferctl.yamltree import CoreDumper, Document, Key, did_you_mean, split, where_of
 
 MAX_BYTES = 256 * 1024
+MAX_TOLD = 200  # faults
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,9 @@ def _problems(tree: dict[str, Any], document: Document, path: Path) -> list[Prob
     """The document's; what pydantic finds; then, with those keys taken out, what the checks across keys find."""
     found = list(document.problems)
     details = _errors(tree, path)
+    if (count := len(details)) > MAX_TOLD:
+        found.append(Problem("", f"has {count:,} faults; the first {MAX_TOLD} are told", str(path)))
+        details = details[:MAX_TOLD]
     while details:
         told = {problem.key for problem in found if problem.key}
         found += explain(details, tree, document.positions, told)

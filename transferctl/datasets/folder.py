@@ -20,6 +20,7 @@ from pydantic import Field
 from transferctl import scratch
 from transferctl.errors import DataError
 from transferctl.images import EXTENSIONS, ImageFiles, first_frame_notes, is_gif
+from transferctl.outside import DESCRIPTION, Choice, Outsiders
 from transferctl.settings import DataSettings, InputPath, Text
 from transferctl.texts import Texts
 from transferctl.wording import counted, printable, shown
@@ -35,6 +36,7 @@ class Settings(DataSettings):
     exclude: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
         (), description="Files to leave out: patterns on the name or the path inside the folder."
     )
+    outside: Choice = Field("read", description=DESCRIPTION)
 
 
 @dataclass
@@ -58,6 +60,7 @@ class _Names:
 class _Found:
     """What a scan saw besides images, and how many of those are GIFs."""
 
+    outsiders: Outsiders
     hidden: int = 0
     gifs: int = 0
     excluded: _Names = field(default_factory=_Names)
@@ -68,7 +71,8 @@ class _Found:
 
 def load(settings: Settings, role: str, seed: int) -> ImageFiles:
     """List the folder. Raises DataError where it is no folder of class folders, or cannot be listed."""
-    root, found, sizes = settings.path, _Found(), list[int]()
+    root, sizes = settings.path, list[int]()
+    found = _Found(Outsiders(root, "links"))
     try:
         class_folders = _class_folders(root, found)
         paths = Texts(_all_images(class_folders, settings, found, sizes))
@@ -83,7 +87,8 @@ def load(settings: Settings, role: str, seed: int) -> ImageFiles:
         raise DataError(f"{root}: no images in the class folders {shown(empty)}; fill them or remove them")
     if idle := [pattern for pattern in settings.exclude if pattern not in found.used_patterns]:
         raise DataError(f"{root}: `exclude` names what is not there: {shown(idle)}; mend the pattern or remove it")
-    notes = [*_notes(found), *([f"empty class folders: {shown(empty)}"] if empty else [])]
+    notes = [*found.outsiders.notes(settings.outside), *_notes(found)]
+    notes += [f"empty class folders: {shown(empty)}"] if empty else []
     return ImageFiles(paths, _labels(sizes), class_folders, [*notes, *first_frame_notes(found.gifs)])
 
 
@@ -121,16 +126,20 @@ def _all_images(class_folders: Sequence[str], settings: Settings, found: _Found,
     """Class by class; `sizes` becomes the number of images of each."""
     for name in class_folders:
         sizes.append(0)
-        for path in _images(os.path.join(settings.path, name), settings.path, settings.exclude, found, ()):
+        folder = os.path.join(settings.path, name)
+        is_outside = os.path.islink(folder) and found.outsiders.links_out(folder)
+        for path in _images(folder, settings.path, settings.exclude, found, (), is_outside):
             sizes[-1] += 1
             found.gifs += is_gif(path)
             yield path
 
 
 def _images(
-    folder: str, root: Path, exclude: tuple[str, ...], found: _Found, parents: tuple[tuple[int, int], ...]
-) -> Iterator[str]:
-    """Image paths below a class folder, in name order. Links are followed; a link to a parent is an error."""
+    folder: str, root: Path, exclude: tuple[str, ...], found: _Found, parents: tuple[tuple[int, int], ...],
+    is_outside: bool,
+) -> Iterator[str]:  # fmt: skip
+    """Image paths below a class folder, in name order. Links are followed; a link to a parent is an error. is_outside:
+    whether the folder was reached by a link that leads out of the root."""
     status = os.stat(folder)
     identity = (status.st_dev, status.st_ino)
     if identity in parents:
@@ -143,12 +152,15 @@ def _images(
             found.excluded.add(path)
             found.used_patterns |= matching
         elif kind == "d" or (kind == "l" and _is_linked_folder(path)):
-            yield from _images(path, root, exclude, found, (*parents, identity))
+            leads_out = is_outside or (kind == "l" and found.outsiders.links_out(path))
+            yield from _images(path, root, exclude, found, (*parents, identity), leads_out)
         elif kind == "o" or not _is_image_name(name):
             found.strays.add(path)
         elif not _is_text(name):
             found.undecodable.append(path)
         else:
+            if is_outside or (kind == "l" and found.outsiders.links_out(path)):
+                found.outsiders.add(path)
             yield path
 
 

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -16,11 +17,14 @@ from pydantic import Field
 from transferctl import repeats, scratch
 from transferctl.errors import DataError
 from transferctl.images import ImageFiles, first_frame_notes, is_gif
+from transferctl.outside import DESCRIPTION, Choice, Outsiders
 from transferctl.settings import DataSettings, InputPath, Text
 from transferctl.texts import Texts
 from transferctl.wording import counted, printable, shown
 
 SHOWN_FAULTS = 20
+MAX_LINE = 100_000  # characters
+MAX_LABEL = 255  # characters; no file system has a longer name for a folder
 
 
 class Settings(DataSettings):
@@ -29,6 +33,7 @@ class Settings(DataSettings):
     split: Text | None = Field(
         None, description="Rows to take, by the split column; default: train, val or test, by where this stands."
     )
+    outside: Choice = Field("read", description=DESCRIPTION)
 
 
 class _Fault(NamedTuple):
@@ -60,7 +65,7 @@ def load(settings: Settings, role: str, seed: int) -> ImageFiles:
     other = [name for name in rows.columns if name not in ("path", "label", "split")]
     notes += [f"columns not used: {shown(other, 10)}"] if other else []
     paths = (os.path.join(folder, path) for path in rows.paths)
-    notes += first_frame_notes(rows.gifs)
+    notes += [*rows.outsiders.notes(settings.outside), *first_frame_notes(rows.gifs)]
     return ImageFiles(paths, scratch.taken(positions, rows.labels), class_names, notes)
 
 
@@ -72,6 +77,9 @@ class _Rows:
         self.faults: list[_Fault] = []
         self.split_sizes: Counter[str] = Counter()
         self.gifs = 0
+        self._refuses = settings.outside == "refuse"
+        how = "links, absolute paths or .." if self._refuses else "absolute paths or .."
+        self.outsiders = Outsiders(settings.path.parent, how)
         self.label_names: dict[str, int] = {}
         labels, lines = scratch.Growing(np.int32), scratch.Growing(np.int64)
         self.paths = Texts(self._read(settings, wanted, labels, lines))
@@ -95,9 +103,18 @@ class _Rows:
                         labels.add(self.label_names.setdefault(row["label"], len(self.label_names)))
                         lines.add(reader.line_num)
                         self.gifs += is_gif(row["path"])
+                        if self._is_outside(row["path"]):
+                            self.outsiders.add(row["path"])
                         yield row["path"]
             except csv.Error as error:
                 raise DataError(f"{settings.path}:{reader.line_num}: is not CSV: {error}") from None
+
+    def _is_outside(self, path: str) -> bool:
+        """By its words; where such are refused, by the links on its way too."""
+        whole = os.path.join(self.outsiders.folder, path)
+        if self._refuses:
+            return self.outsiders.links_out(whole)
+        return (".." in path or os.path.isabs(path)) and self.outsiders.names_out(whole)
 
     def repeats(self) -> Iterator[_Fault]:
         """Rows of a path that an earlier one has."""
@@ -115,8 +132,13 @@ class _Rows:
 def _lines(settings: Settings) -> Generator[str]:
     path = settings.path
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: is not a regular file; name a CSV file")
         with path.open(encoding="utf-8-sig") as file:
-            yield from file
+            for number, line in enumerate(iter(partial(file.readline, MAX_LINE), ""), 1):
+                if len(line) == MAX_LINE:
+                    raise DataError(f"{path}:{number}: is longer than {MAX_LINE:,} characters; that is no manifest")
+                yield line
     except FileNotFoundError:
         raise DataError(
             f"{path}: no such file; paths are relative to the spec's folder, then the working folder"
@@ -152,6 +174,10 @@ def _faults(columns: Sequence[str], cells: Sequence[str]) -> Iterator[str]:
             yield f"{name} is empty"
         elif name in ("path", "label") and not value.isprintable():
             yield f"{name} has unprintable characters: {printable(value)}"
+        elif name == "label" and len(value) > MAX_LABEL:
+            yield f"label has {len(value):,} characters; the most for a class name are {MAX_LABEL}"
+        elif name in ("label", "split") and value != value.strip():
+            yield f"{name} {value!r} begins or ends with a space; remove it"
 
 
 def _refuse(settings: Settings, faults: Sequence[_Fault]) -> None:

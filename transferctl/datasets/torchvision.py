@@ -4,7 +4,8 @@ A split is never guessed: where torchvision has none for validation, this is an 
 
 What is trusted: CIFAR's files are pickles, and torchvision unpickles them only after their MD5 sums agree.
 LSUN unpickles a cache that it finds in the working folder, whatever its content, and is refused. The other
-classification data sets are read by parsers (images, .mat, idx, text, torch.load of weights only).
+classification data sets are read by parsers (images, .mat, idx, text, torch.load of weights only). Archives are
+unpacked through tarfile's data filter, so that no member lands outside of its folder.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ import difflib
 import hashlib
 import inspect
 import re
+import tarfile
+import threading
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +32,8 @@ from transferctl.errors import DataError, SpecError
 from transferctl.images import FORMATS, decode, read_bytes, upright_rgb
 from transferctl.settings import DataSettings, InputPath, Text
 from transferctl.wording import one_line, printable, shown
+
+_one_at_a_time = threading.Lock()
 
 # torchvision's names of the part for each role, the first that a data set has; "all" where it is not split
 SPLITS = {
@@ -62,7 +69,8 @@ def load(settings: Settings, role: str, seed: int) -> TorchvisionData:
     offered = {"root": str(settings.root), "download": settings.download, "loader": _read_image, **chosen}
     arguments = {name: value for name, value in offered.items() if name in parameters}
     try:
-        data = kind(**arguments)
+        with _members_stay_inside():
+            data = kind(**arguments)
     except MemoryError:
         raise
     except Exception as error:  # torchvision's constructors raise whatever their parsers do
@@ -70,6 +78,19 @@ def load(settings: Settings, role: str, seed: int) -> TorchvisionData:
     notes = [] if settings.split or split in (role, "all") else [f"is torchvision's split {split}"]
     notes += [] if "root" in parameters else [f"{settings.name} is made up, not read from {settings.root}"]
     return TorchvisionData(data, f"{settings.name}/{split}", f"{settings.root}: torchvision's {settings.name}", notes)
+
+
+@contextmanager
+def _members_stay_inside() -> Iterator[None]:
+    """Archives that torchvision unpacks may not write outside of their folder. Python's tarfile lets them before 3.14,
+    and FGVCAircraft's archive is unpacked whatever is in it."""
+    with _one_at_a_time:
+        before = getattr(tarfile.TarFile, "extraction_filter", None)
+        tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+        try:
+            yield
+        finally:
+            tarfile.TarFile.extraction_filter = before
 
 
 def _kind(name: str) -> Any:
