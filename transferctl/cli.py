@@ -83,7 +83,7 @@ def _options(
 
 @app.command(epilog="Example: transferctl check configs/ants-bees-finetune.yaml")
 def check(spec: SpecArgument, set_: SetOption = None, json: JsonOption = False, debug: DebugOption = False) -> None:
-    """Print the plan and read all data; train nothing. Exits as training would."""
+    """Print the plan and audit all data: leakage, balance, names, sizes; train nothing. Exits as training would."""
 
     def verb(file: SpecFile, display: Display) -> dict[str, Any]:
         from transferctl import check
