@@ -131,4 +131,7 @@ def test_a_manifest_names_no_files_outside_of_its_folder(tmp_path: Path) -> None
     manifest["files"]["../../secret"] = {"sha256": "0" * 64, "bytes": 1}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     said: list[str] = []
-    assert not list(checkpoint.resumable(tmp_path, said.append)) and "files that are none of a checkpoint (../../secret)" in said[0]
+    assert (
+        not list(checkpoint.resumable(tmp_path, said.append))
+        and "files that are none of a checkpoint (../../secret)" in said[0]
+    )

@@ -49,8 +49,10 @@ def _gradients(model: TransferModel, batch: Batch, parts: int) -> tuple[dict[str
     start = type("Start", (), {"original": type("Original", (), {"model": tiny_model()})})
     penalties = {"l2sp": l2sp.build(l2sp.Settings(weight=0.2), start)}
     objective = Objective(classification, 0.3, penalties, None, domains)
-    terms = training._gradients(model, objective, model.features_of, CPU, 0, batch, 1, 0, parts, log_cosine=False)
-    return {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}, terms
+    weights = dict(model.named_parameters())
+    how = (model, weights, objective, model.features_of, CPU, 0, batch, 1, 0, parts)
+    terms = training._gradients(*how, log_cosine=False)
+    return {name: p.grad.double() for name, p in weights.items() if p.grad is not None}, terms
 
 
 @pytest.mark.parametrize("parts", [2, 3, 4, 7, 16])

@@ -373,3 +373,33 @@ def test_the_state_of_every_optimizer_is_kept(
     run = the_run(tmp_path / "runs")
     assert invoke("finetune", "--resume", run)[0] == invoke(*arguments, tmp_path / "whole")[0] == 0
     assert outcome(run) == outcome(the_run(tmp_path / "whole"))
+
+
+# -- the same again -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["finetune", "extract", "pretrain"])
+def test_a_finished_runs_own_spec_run_again_gives_the_same_bits(
+    verb: str, spec: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    settings = ["--set", "pretrain={epochs: 2, batch_size: 4}", "--runs-dir"]
+    assert invoke(verb, spec, *settings, tmp_path / "once")[0] == 0
+    first = the_run(tmp_path / "once", verb)
+    assert invoke(verb, first / "spec.yaml", "--runs-dir", tmp_path / "again")[0] == 0
+    assert outcome(the_run(tmp_path / "again", verb)) == outcome(first)
+    environment = json.loads((first / "environment.json").read_text())
+    for key in ("packages", "processor", "threads", "device", "seed", "data", "files", "weights", "commit", "command"):
+        assert key in environment
+
+
+def test_a_stage_0_that_was_stopped_is_gone_on_with_by_whoever_needs_it(
+    spec: Path, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["--set", "backbone.weights=source", "--set", "pretrain={epochs: 2, batch_size: 4}", "--runs-dir"]
+    assert stopped_after(3, Terminated(), monkeypatch, "extract", spec, *settings, tmp_path / "runs") == 143
+    stopped = the_run(tmp_path / "runs", "pretrain")
+    result = CliRunner().invoke(app, ["extract", str(spec), *settings[:-1], "--runs-dir", str(tmp_path / "runs")])
+    assert result.exit_code == 0 and f"stage 0: {stopped} is identical and was stopped" in result.stderr
+    assert json.loads((stopped / "summary.json").read_text())["status"] == "finished"
+    assert invoke("extract", spec, *settings, tmp_path / "whole")[0] == 0
+    assert outcome(stopped) == outcome(the_run(tmp_path / "whole", "pretrain"))

@@ -62,7 +62,7 @@ def halving(
 ) -> tuple[T, int]:  # fmt: skip
     """compute_in(parts), in twice as many parts for as long as memory runs out, at most `most`; and in how many it
     went. What BatchNorm has seen in the attempts that failed is taken back."""
-    moving = {key: t for name, norm in norms(model).items() if norm.training for key, t in _buffers(name, norm)}
+    moving = dict(_moving(model)) if parts < most else {}
     kept = {name: tensor.clone() for name, tensor in moving.items()}
     while True:
         try:
@@ -82,5 +82,8 @@ def parts_in_words(parts: int) -> str:
     return f"out of memory: from here on each step is made in {parts} micro-batches, whose gradients add up"
 
 
-def _buffers(name: str, norm: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    return ((f"{name}.{key}", buffer) for key, buffer in norm.named_buffers())
+def _moving(model: TransferModel) -> Iterator[tuple[str, Tensor]]:
+    """Statistics of norms that follow the batches, by name."""
+    for name, norm in norms(model).items():
+        if norm.training:
+            yield from ((f"{name}.{key}", buffer) for key, buffer in norm.named_buffers())

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from transferctl import microbatches, nonfinite, optim, signals
 from transferctl.contracts import Batch
@@ -66,7 +66,8 @@ def fit(  # noqa: PLR0915 (the loop tells the story)
     ema = Ema(model, trained, settings.ema) if settings.ema else None
     total_steps = settings.epochs * stream.steps_per_epoch
     course = saver.begin(model, optimizer, ema) if saver else Course()
-    step_of = partial(_gradients, model, objective, forward, compute, seed, log_cosine=log_cosine)
+    weights = {name: p for name, p in model.named_parameters() if name in trained}
+    step_of = partial(_gradients, model, weights, objective, forward, compute, seed, log_cosine=log_cosine)
     with closing(stream), display.progress("training", settings.epochs * stream.samples_per_epoch) as progress:
         progress.skip(course.step * stream.samples_per_epoch // stream.steps_per_epoch)
         try:
@@ -129,6 +130,7 @@ def fit(  # noqa: PLR0915 (the loop tells the story)
 
 def _gradients(
     model: TransferModel,
+    weights: Mapping[str, nn.Parameter],
     objective: Objective,
     forward: Forward,
     compute: Compute,
@@ -140,9 +142,10 @@ def _gradients(
     *,
     log_cosine: bool,
 ) -> dict[str, float]:
-    """∇θ of L_S + λ·L_T + Σ w·Ω into `.grad`, one micro-batch after the other; the terms, by name. Raises
-    DivergedError, which names the terms or weights and the samples, while the model is as it was before the step."""
-    model.zero_grad(set_to_none=True)
+    """∇θ of L_S + λ·L_T + Σ w·Ω into `.grad`, one micro-batch after the other; the terms, by name. weights: θ, those
+    that some epoch trains. Raises DivergedError, which names the terms, weights and samples, before any weight moves."""
+    for weight in weights.values():
+        weight.grad = None
     sums: dict[str, Tensor] = {}
 
     def passes() -> Iterator[Losses]:
@@ -159,7 +162,7 @@ def _gradients(
             sums[name] = sums[name] + value.detach() if name in sums else value.detach()
     terms = {name: float(value) for name, value in sums.items()}
     nonfinite.refuse_terms(terms, batch, epoch, step + 1)
-    nonfinite.refuse_gradients(model, passes, batch, epoch, step + 1)
+    nonfinite.refuse_gradients(weights, passes, batch, epoch, step + 1)
     return terms
 
 

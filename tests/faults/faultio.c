@@ -24,7 +24,7 @@
 enum { OPEN, WRITE, FSYNC, RENAME, LINK, UNLINK, MKDIR, TRUNCATE, CHMOD };
 static const char *const NAMES[] = {"open", "write", "fsync", "rename", "link", "unlink", "mkdir", "truncate", "chmod"};
 
-enum { COUNT, KILL, KILL_HALFWAY, FAIL_ONCE, FAIL_ON, CLOCK_BACK };
+enum { COUNT, KILL, KILL_HALFWAY, FAIL_ONCE, FAIL_ON, CLOCK_BACK, SIGNAL };
 
 static char root[PATH_MAX];
 static size_t root_length;
@@ -40,7 +40,8 @@ static atomic_int partly; /* FAIL_ON: whether the one short write has been */
    FAIL_ONCE     it alone fails with errno `what`
    FAIL_ON       it and all later calls of the kinds in the mask `which` fail with errno `what`, after one short write,
                  as on a disk that gets full
-   CLOCK_BACK    the wall clock is `what` seconds earlier than it was. */
+   CLOCK_BACK    the wall clock is `what` seconds earlier than it was
+   SIGNAL        the process gets signal `what` before it, which is then made as usual. */
 void faultio_arm(const char *folder, const char *log, int how, long n, long what, int which)
 {
     int file = syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
@@ -116,6 +117,11 @@ static int verdict(int kind, int descriptor, const char *name)
     }
     if (number > at)
         return GO;
+    if (mode == SIGNAL) {
+        kill(armed, (int)value);
+        errno = saved;
+        return GO;
+    }
     if (mode == KILL_HALFWAY && kind == WRITE)
         return HALF;
     if (mode != FAIL_ONCE)

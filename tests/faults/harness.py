@@ -19,7 +19,7 @@ PROJECT = HERE.parent.parent  # its transferctl is the one that is put under fau
 TIMEOUT_S = 120.0
 KINDS = ("open", "write", "fsync", "rename", "link", "unlink", "mkdir", "truncate", "chmod")  # as in faultio.c
 GROWING = ("open", "write", "mkdir", "link")  # what a full disk refuses
-COUNT, KILL, KILL_HALFWAY, FAIL_ONCE, FAIL_ON, CLOCK_BACK = range(6)
+COUNT, KILL, KILL_HALFWAY, FAIL_ONCE, FAIL_ON, CLOCK_BACK, SIGNAL = range(7)
 
 
 class Call(NamedTuple):
@@ -31,7 +31,7 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class Fault:
-    """What faultio.c is armed with; `value` is an errno, or seconds, and `kinds` a mask of KINDS."""
+    """What faultio.c is armed with; `value` is an errno, seconds or a signal, and `kinds` a mask of KINDS."""
 
     mode: int = COUNT
     at: int = 0
@@ -105,6 +105,7 @@ class Server:
         *,
         fault: Fault = NO_FAULT,
         kill_after_s: float | None = None,
+        kill_signal: int = signal.SIGKILL,
         kill_worker_after_s: float | None = None,
         modules: Path | None = None,
         below: str = "root",
@@ -112,6 +113,7 @@ class Server:
     ) -> Ending:
         """transferctl with `arguments`, faults at calls below a folder of `folder`. The cache is in its root/cache.
 
+        kill_after_s: kill_signal for the main process after that time.
         kill_worker_after_s: SIGKILL for one DataLoader worker, as soon as there is one after that time. modules: a file
         for the names of all modules that the command imported.
         """
@@ -121,7 +123,7 @@ class Server:
         answer = self._ask(
             arguments=[str(argument) for argument in arguments], folder=str(folder), root=str(folder / below),
             calls=str(calls), stdout=str(out), stderr=str(err), fault=asdict(fault), kill_after_s=kill_after_s,
-            kill_worker_after_s=kill_worker_after_s, modules=modules and str(modules), timeout_s=timeout_s,
+            kill_signal=int(kill_signal), kill_worker_after_s=kill_worker_after_s, modules=modules and str(modules), timeout_s=timeout_s,
             environment={"TRANSFERCTL_CACHE": str(folder / "root" / "cache")},
         )  # fmt: skip
         status = answer["status"]

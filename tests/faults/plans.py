@@ -6,9 +6,10 @@ import errno
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 from typing import NamedTuple
 
-from harness import CLOCK_BACK, FAIL_ON, FAIL_ONCE, GROWING, KILL, KILL_HALFWAY, KINDS, NO_FAULT, Fault, mask
+from harness import CLOCK_BACK, FAIL_ON, FAIL_ONCE, GROWING, KILL, KILL_HALFWAY, KINDS, NO_FAULT, SIGNAL, Fault, mask
 from mounts import on_full_disk, on_read_only_disk
 from trials import Outcome, Reference, Trials
 
@@ -45,6 +46,18 @@ def kills_at_random(reference: Reference, n: int) -> Iterator[Planned]:
     for _ in range(n):
         delays_s = random.uniform(0, reference.seconds), random.uniform(0, reference.seconds / 2)
         yield Planned(Trials.killed_after, (reference, *delays_s))
+
+
+def signals_at_calls(reference: Reference, number: int) -> Iterator[Planned]:
+    for at in range(1, len(reference.calls) + 1):
+        yield Planned(Trials.signalled, (reference, Fault(SIGNAL, at, number)))
+
+
+def signals_at_random(reference: Reference, n: int) -> Iterator[Planned]:
+    """SIGTERM and SIGINT in turn."""
+    for turn in range(n):
+        number = (SIGTERM, SIGINT)[turn % 2]
+        yield Planned(Trials.signalled_after, (reference, number, random.uniform(0.1, reference.seconds)))
 
 
 def failures(reference: Reference, code: int) -> Iterator[Planned]:

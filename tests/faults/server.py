@@ -65,7 +65,7 @@ def _run(request: dict[str, Any], library: ctypes.CDLL, private: list[int]) -> d
         if pid:
             return {"group": child, "status": status, "seconds": elapsed_s, "workers_killed": workers_killed}
         if kill_after_s is not None and elapsed_s >= kill_after_s:
-            os.kill(child, signal.SIGKILL)  # it alone, as `kill -9` does: its workers live on for a while
+            os.kill(child, request["kill_signal"])  # it alone, as `kill` does: after -9 its workers live on for a while
             kill_after_s = None
         if kill_worker_after_s is not None and elapsed_s >= kill_worker_after_s and (found := _forked_by(child)):
             os.kill(found[0], signal.SIGKILL)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
+from signal import SIGTERM
 
 import plans
 from harness import KILL, Fault, served, unable
@@ -108,6 +109,7 @@ def _kinds(
     mountable = folder if can_mount(folder) else None
     few = lambda planned, every=1: islice(planned, 0, None, every * options.every)  # noqa: E731
     yield "long, SIGKILL at random instants", f"{long.seconds:.1f} s", few(plans.kills_at_random(long, 100))
+    yield "long, SIGTERM or SIGINT at random instants", f"{long.seconds:.1f} s", few(plans.signals_at_random(long, 40))
     yield "long, a worker killed at random instants", f"{long.seconds:.1f} s", few(plans.workers_killed(long, 10))
     for name in SHORT:
         reference = references[name]
@@ -117,6 +119,7 @@ def _kinds(
         yield f"{name}, SIGKILL at each call", calls, few(plans.kills(reference))
         again = plans.kills_of_the_next(reference, stopped, trials)
         yield f"{name}, SIGKILL at call {stopped.at}, then at each call of what carries on", calls, few(again)
+        yield f"{name}, SIGTERM at each call", calls, few(plans.signals_at_calls(reference, SIGTERM))
         yield f"{name}, ENOSPC at each call", calls, few(plans.failures(reference, errno.ENOSPC))
         yield f"{name}, EIO at each call", calls, few(plans.failures(reference, errno.EIO))
         yield f"{name}, a full disk from each call on", calls, few(plans.full_disks(reference))

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from signal import SIGTERM
 
 import harness
 import mounts
@@ -105,6 +106,20 @@ def test_a_run_with_workers_killed_at_random_instants_ends_as_one_that_was_not(
 ) -> None:
     random.seed(SEED)
     survives(plans.kills_at_random(reference("long"), 1))
+
+
+@pytest.mark.parametrize(("name", "n"), [("finetune", 6), ("extract", 4), ("pretrain", 2)])
+def test_a_signal_at_any_call_ends_the_run_in_order_and_it_is_carried_on(
+    name: str, n: int, reference: Callable[[str], Reference], survives: Survives
+) -> None:
+    survives(spread(plans.signals_at_calls(reference(name), SIGTERM), n))
+
+
+def test_a_signal_at_any_instant_ends_a_run_with_workers_in_order(
+    reference: Callable[[str], Reference], survives: Survives
+) -> None:
+    random.seed(SEED)
+    survives(plans.signals_at_random(reference("long"), 2))
 
 
 def test_a_killed_worker_is_a_failure_that_can_be_carried_on(

@@ -7,13 +7,30 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
-from harness import CLOCK_BACK, COUNT, FAIL_ON, FAIL_ONCE, KILL, KILL_HALFWAY, NO_FAULT, Call, Ending, Fault, Server
+from harness import (
+    CLOCK_BACK,
+    COUNT,
+    FAIL_ON,
+    FAIL_ONCE,
+    KILL,
+    KILL_HALFWAY,
+    NO_FAULT,
+    SIGNAL,
+    Call,
+    Ending,
+    Fault,
+    Server,
+)
 from subjects import LINKS, Subject, broken_checkpoints, differences, fingerprint
 
 from transferctl.errors import ExitCode
+
+WITHIN_S = 5.0  # of a signal, on a machine that is busy with other trials
 
 
 @dataclass(frozen=True)
@@ -80,6 +97,17 @@ class Trials:
         """SIGKILL so many seconds after the start, and after the start of the commands that carry the run on."""
         what = f"killed after {' then '.join(f'{delay_s:.3f} s' for delay_s in delays_s)}"
         return self._trial(reference, what, [{"kill_after_s": delay_s} for delay_s in delays_s])
+
+    def signalled(self, reference: Reference, fault: Fault) -> Outcome:
+        """SIGTERM or SIGINT at a call: what is done is saved, the exit code says so, within seconds."""
+        judge = partial(disorderly, fault.value, reference.seconds)
+        return self._trial(reference, in_words(fault, reference.calls), [{"fault": fault}], judge=judge)
+
+    def signalled_after(self, reference: Reference, number: int, delay_s: float) -> Outcome:
+        what = f"{Signals(number).name} after {delay_s:.3f} s"
+        how = {"kill_after_s": delay_s, "kill_signal": number}
+        judge = partial(disorderly, number, delay_s)
+        return self._trial(reference, what, [how], judge=judge)
 
     def failing(self, reference: Reference, fault: Fault, below: str = "root") -> Outcome:
         """Calls that fail: the command ends well, or says what the matter is; then it is carried on without faults."""
@@ -169,7 +197,20 @@ def in_words(fault: Fault, calls: Sequence[Call] = ()) -> str:
         FAIL_ON: f"{name} from call {fault.at} on",
         CLOCK_BACK: f"the clock {fault.value} s back from call {fault.at} on",
     }
+    text |= {SIGNAL: f"{Signals(fault.value).name} at call {fault.at}"} if fault.mode == SIGNAL else {}
     return text[fault.mode] + call
+
+
+def disorderly(number: int, until_s: float, ending: Ending) -> list[str]:
+    """What a user must not see after a signal that came until_s: anything but an end in order, within seconds; a run
+    that was about to end may end well."""
+    if ending.exit_code == ExitCode.OK:
+        return []
+    if ending.exit_code != 128 + number:
+        return [f"not in order: {_told(ending)}"]
+    faults = ["a traceback"] if "Traceback" in ending.stderr else []
+    faults += ["no message"] if Signals(number).name not in ending.json.get("error", "") else []
+    return faults + ([f"only after {ending.seconds:.1f} s"] if ending.seconds > until_s + WITHIN_S else [])
 
 
 def unfit(ending: Ending) -> list[str]:
