@@ -142,8 +142,8 @@ def _gradients(
     *,
     log_cosine: bool,
 ) -> dict[str, float]:
-    """∇θ of L_S + λ·L_T + Σ w·Ω into `.grad`, one micro-batch after the other; the terms, by name. weights: θ, those
-    that some epoch trains. Raises DivergedError, which names the terms, weights and samples, before any weight moves."""
+    """∇θ of L_S + λ·L_T + Σ w·Ω into `.grad`, one micro-batch after the other; the terms, by name. weights: θ, what
+    some epoch trains. Raises DivergedError, which names the terms, weights and samples, before any weight moves."""
     for weight in weights.values():
         weight.grad = None
     sums: dict[str, Tensor] = {}
