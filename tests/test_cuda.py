@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from transferctl.contracts import Batch
+from transferctl.errors import Terminated
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
 
@@ -45,6 +46,19 @@ def test_weights_end_where_those_of_the_cpu_do(
     on_cpu = _run(call, verb, spec, *shared, "device=cpu")
     on_gpu = _run(call, verb, spec, *shared, "device=cuda")
     assert float((on_gpu - on_cpu).norm() / on_cpu.norm()) < 0.01
+
+
+def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_bits(
+    spec: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from test_resume import outcome, stopped_after, the_run
+
+    arguments = ["finetune", spec, "--set", "device=cuda", "--set", "workers=2", "--set", "ema=0.9", "--runs-dir"]
+    assert stopped_after(7, Terminated(), monkeypatch, *arguments, tmp_path / "runs") == 143
+    run = the_run(tmp_path / "runs")
+    call("finetune", "--resume", run)
+    call(*arguments, tmp_path / "whole")
+    assert outcome(run) == outcome(the_run(tmp_path / "whole"))
 
 
 def test_a_batch_is_pinned_and_fetched() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,8 @@ def choose(device: str, precision: str) -> Compute:
     else:
         chosen, reason = torch.device(device), "as the spec says"
         _refuse_absent(chosen)
+    if chosen.type == "cuda":
+        _repeat_on_cuda()
     if precision != "auto":
         return Compute(chosen, precision == "bf16", reason)
     bf16 = _computes_in_bf16(chosen)
@@ -65,6 +68,18 @@ def _refuse_absent(device: torch.device) -> None:
         raise ResourceError(f"device: {device}: there are {torch.cuda.device_count()} GPUs, counted from 0")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ResourceError("device: mps: this machine has no Metal GPU; write device: cpu or auto")
+
+
+def _repeat_on_cuda() -> None:
+    """The same bits again, as far as CUDA has kernels that give them (https://docs.pytorch.org/docs/stable/notes/
+    randomness.html). cuBLAS reads its variable when it is first used."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what nothing wrote
+    warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
 
 
 def _keep_freed_memory() -> None:
