@@ -100,12 +100,13 @@ def _out_of_memory(kind: str) -> BaseException:
     cpu = "[enforce fail at alloc_cpu.cpp:128] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to …"
     return {
         "cpu": RuntimeError(cpu),
+        "onednn": RuntimeError("could not create a primitive"),
         "cuda": torch.cuda.OutOfMemoryError("CUDA out of memory."),
         "python": MemoryError(),
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["cpu", "cuda", "python"])
+@pytest.mark.parametrize("kind", ["cpu", "onednn", "cuda", "python"])
 def test_a_step_that_does_not_fit_is_halved_and_said_and_later_steps_begin_with_that(
     kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,7 +152,7 @@ def test_one_image_that_does_not_fit_is_exit_5_however_it_is_asked_for(
 ) -> None:
     monkeypatch.setattr(TransferModel, "features_of", lambda *_: (_ for _ in ()).throw(_out_of_memory("cpu")))
     code, answer = invoke("finetune", spec, "--runs-dir", tmp_path / "runs", "--set", "on_oom=halve")
-    assert code == 5 and "out of memory" in answer["error"]
+    assert code == 5 and "out of memory, one sample at a time; lower preprocess.crop" in answer["error"]
 
 
 def test_batch_size_auto_is_the_default_batch_that_may_be_halved() -> None:

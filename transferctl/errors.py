@@ -123,12 +123,13 @@ def from_os_error(error: OSError, path: Path | str | None = None) -> ResourceErr
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Python's own, torch's on a CPU, or torch's on a GPU (which is not imported here)."""
-    return (
-        isinstance(error, MemoryError)
-        or "DefaultCPUAllocator" in str(error)
-        or type(error).__name__ == "OutOfMemoryError"
-    )
+    """Python's own, the system's, torch's on a CPU or on a GPU (which is not imported here), or oneDNN's, which has no
+    other words for it."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    words = ("DefaultCPUAllocator", "std::bad_alloc", "could not create a primitive", "could not execute a primitive")
+    is_torchs = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return isinstance(error, MemoryError) or is_torchs or type(error).__name__ == "OutOfMemoryError"
 
 
 def ending(error: BaseException) -> tuple[ExitCode, str]:  # noqa: PLR0911 (a table)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from transferctl.contracts import Batch
-from transferctl.device import Compute
-from transferctl.errors import is_out_of_memory
+from transferctl.device import Compute, release_memory
+from transferctl.errors import ResourceError, is_out_of_memory
 from transferctl.model import TransferModel, norms
 
 T = TypeVar("T")
@@ -61,20 +61,23 @@ def halving(
     say: Callable[[str], None],
 ) -> tuple[T, int]:  # fmt: skip
     """compute_in(parts), in twice as many parts for as long as memory runs out, at most `most`; and in how many it
-    went. What BatchNorm has seen in the attempts that failed is taken back."""
+    went. What BatchNorm has seen in the attempts that failed is taken back. Raises ResourceError where nothing helps."""
     moving = dict(_moving(model)) if parts < most else {}
     kept = {name: tensor.clone() for name, tensor in moving.items()}
     while True:
         try:
             return compute_in(parts), parts
         except Exception as error:
-            if not is_out_of_memory(error) or parts >= most:
+            if not is_out_of_memory(error) or most == 1:
                 raise
+            if parts == most:
+                raise ResourceError(
+                    "out of memory, one sample at a time; lower preprocess.crop, or free memory"
+                ) from None
         parts = min(2 * parts, most)
         for name, tensor in moving.items():
             tensor.copy_(kept[name])
-        if compute.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_memory(compute.device)
         say(parts_in_words(parts))
 
 

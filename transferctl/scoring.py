@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transferctl import microbatches, results
 from transferctl.contracts import Batch, Features, Task
 from transferctl.data import DomainData, Split
-from transferctl.device import Compute
+from transferctl.device import Compute, release_memory
 from transferctl.display import Display
 from transferctl.errors import is_out_of_memory
 from transferctl.model import TransferModel
@@ -56,6 +56,7 @@ def _logits(head: nn.Module, loaded: Batch, forward: Forward, compute: Compute, 
         n = len(loaded.labels)
         if not is_out_of_memory(error) or n < 2:
             raise
+    release_memory(compute.device)
     say(f"out of memory: {n} images at once are scored in two halves")
     return torch.cat([_logits(head, half, forward, compute, say) for half, _ in microbatches.of(loaded, 2)])
 
