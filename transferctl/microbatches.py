@@ -61,7 +61,7 @@ def halving(
     say: Callable[[str], None],
 ) -> tuple[T, int]:  # fmt: skip
     """compute_in(parts), in twice as many parts for as long as memory runs out, at most `most`; and in how many it
-    went. What BatchNorm has seen in the attempts that failed is taken back. Raises ResourceError where nothing helps."""
+    went. What BatchNorm saw in attempts that failed is taken back. Raises ResourceError where nothing helps."""
     moving = dict(_moving(model)) if parts < most else {}
     kept = {name: tensor.clone() for name, tensor in moving.items()}
     while True:
