@@ -130,8 +130,35 @@ def test_a_manifest_names_no_files_outside_of_its_folder(tmp_path: Path) -> None
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["../../secret"] = {"sha256": "0" * 64, "bytes": 1}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    said: list[str] = []
-    assert (
-        not list(checkpoint.resumable(tmp_path, said.append))
-        and "files that are none of a checkpoint (../../secret)" in said[0]
-    )
+    with pytest.raises(CheckpointError, match=r"files that are none of a checkpoint \(../../secret\)"):
+        list(checkpoint.resumable(tmp_path, print))
+    assert (folder / "state.safetensors").exists()
+
+
+@pytest.mark.parametrize("schema", [1, 3])
+def test_what_another_version_saved_is_told_and_left_as_it_is(schema: int, tmp_path: Path) -> None:
+    manifest = tmp_path / "checkpoints" / _save(tmp_path, 1, ("last",), training=True) / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"schema_version": 2', f'"schema_version": {schema}'))
+    with pytest.raises(CheckpointError, match="version"):
+        list(checkpoint.resumable(tmp_path, print))
+
+
+def test_what_cannot_be_read_now_is_told_and_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _save(tmp_path, 1, ("last",), training=True)
+
+    def refuse(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checkpoint, "_sha256", refuse)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        list(checkpoint.resumable(tmp_path, print))
+
+
+def test_the_best_epoch_of_what_training_can_go_on_from_stays(tmp_path: Path) -> None:
+    """Should the newest be damaged, the one before it needs the weights that were best then."""
+    for step, best in ((4, 4), (8, 4), (12, 12)):
+        files = {"model.safetensors": STATE, "state.safetensors": STATE}
+        manifest = {"step": step, "training": {"best": {"step": best}}}
+        links = ("best", "last") if step == best else ("last",)
+        checkpoint.save(tmp_path, checkpoint.name_of(step), files, manifest, links)
+    assert {p.name for p in (tmp_path / "checkpoints").glob("step-*")} == {"step-000004", "step-000008", "step-000012"}

@@ -312,6 +312,18 @@ def test_a_signal_that_comes_where_an_exception_would_be_lost_is_raised_after_it
     assert done and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_an_error_goes_before_a_signal_that_came_with_it_which_is_raised_next(heeds_sigint):
+    """A step that failed half-way must not look like one that was made whole."""
+    with signals.handled():
+        with pytest.raises(ZeroDivisionError), signals.held():
+            signal.raise_signal(signal.SIGINT)
+            raise ZeroDivisionError
+        with pytest.raises(KeyboardInterrupt), signals.held():
+            pass
+        with signals.held():
+            pass
+
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_the_process_group_ends_with_its_code_and_no_traceback(
     image_folder, tmp_path, signum, code, heeds_sigint

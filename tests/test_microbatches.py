@@ -152,7 +152,7 @@ def test_one_image_that_does_not_fit_is_exit_5_however_it_is_asked_for(
 ) -> None:
     monkeypatch.setattr(TransferModel, "features_of", lambda *_: (_ for _ in ()).throw(_out_of_memory("cpu")))
     code, answer = invoke("finetune", spec, "--runs-dir", tmp_path / "runs", "--set", "on_oom=halve")
-    assert code == 5 and "out of memory, one sample at a time; lower preprocess.crop" in answer["error"]
+    assert code == 5 and "out of memory, 2 at a time; lower preprocess.crop" in answer["error"]
 
 
 def test_batch_size_auto_is_the_default_batch_that_may_be_halved() -> None:
@@ -180,4 +180,4 @@ def test_scoring_halves_what_does_not_fit_and_scores_the_same() -> None:
     scarce = _Scarce(model, 2, _out_of_memory("cpu"))
     found = scoring.measure(model, classification, VAL, scarce, CPU, say=said.append)
     assert found["confusion"] == expected["confusion"] and found["loss"] == pytest.approx(expected["loss"])
-    assert "5 images at once are scored in two halves" in said[0]
+    assert "5 images do not fit at once, and are scored 3 at a time" in said[0]

@@ -156,10 +156,10 @@ def test_another_version_trains_it_anew(package: Any, copy: Path, trains: Any, m
     assert trains(copy)
 
 
-def test_a_run_that_failed_or_was_interrupted_is_never_taken(copy: Path, trains: Any) -> None:
+def test_a_run_that_failed_is_never_taken(copy: Path, trains: Any) -> None:
     (run,) = (copy / "runs").iterdir()
     summary = json.loads((run / "summary.json").read_text())
-    for status in ("failed", "interrupted", None):
+    for status in ("failed", None):  # one that was interrupted is gone on with, see test_resume.py
         (run / "summary.json").write_text(json.dumps(summary | {"status": status}))
         assert trains(copy)
     (run / "summary.json").write_text("{")
@@ -167,7 +167,7 @@ def test_a_run_that_failed_or_was_interrupted_is_never_taken(copy: Path, trains:
     (run / "summary.json").unlink()
     assert trains(copy)
     left = [json.loads(path.read_text()) for path in (copy / "runs").glob("*/summary.json")]
-    assert len(left) == 5 and all((s["status"], s["stage0"]) == ("failed", summary["stage0"]) for s in left)
+    assert len(left) == 4 and all((s["status"], s["stage0"]) == ("failed", summary["stage0"]) for s in left)
 
 
 def test_a_damaged_checkpoint_is_said_and_trained_anew(

@@ -304,6 +304,110 @@ def test_other_starting_weights_are_refused(
     assert code == 4 and "weights that it starts from" in answer["error"] and "--allow weights" in answer["error"]
 
 
+# -- refused without a trace ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["optimizer={name: sgd, lr: 0.01}", "--allow", "optimizer"], "was trained with another optimizer"),
+        (["ema=null", "--allow", "ema"], "with or without ema"),
+        (["batch_size=16", "--allow", "batch_size"], "an epoch had 5 steps and has 3 now"),
+        (["batch_size=4", "--allow", "batch_size"], "an epoch had 5 steps and has 9 now"),
+        (
+            ["epochs=1", "frozen=layer2", "--allow", "epochs", "--allow", "frozen"],
+            "has come to epoch 2, and epochs is 1",
+        ),
+        (["frozen=layer3", "--allow", "frozen"], "its optimizer trained backbone.net.layer2.0.conv1.weight"),
+    ],
+)
+def test_what_is_allowed_but_cannot_go_on_is_told_and_the_run_stays_as_it_was(
+    settings: list[str], said: str, stopped: Path, invoke: Invoke
+) -> None:
+    before = [(stopped / name).read_bytes() for name in ("spec.yaml", "summary.json", "environment.json")]
+    code, answer = invoke("finetune", "--resume", stopped, *_flags(settings))
+    assert code == 4 and said in answer["error"], answer
+    assert [(stopped / name).read_bytes() for name in ("spec.yaml", "summary.json", "environment.json")] == before
+    assert invoke("finetune", "--resume", stopped)[0] == 0
+
+
+def _flags(settings: list[str]) -> list[str]:
+    flags: list[str] = []
+    for text in settings:
+        flags += ["--set", text] if "=" in text else [text]
+    return flags
+
+
+def test_a_finished_run_takes_no_other_settings(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
+    assert invoke("extract", spec, "--runs-dir", tmp_path / "runs")[0] == 0
+    run = the_run(tmp_path / "runs", "extract")
+    code, answer = invoke("extract", "--resume", run, "--set", "epochs=9", "--allow", "epochs")
+    assert code == 4 and "is finished, with other settings: epochs: 3 in the run, 9 now" in answer["error"]
+    assert invoke("extract", "--resume", run, "--set", "workers=1")[0] == 0
+
+
+def test_without_environment_json_nothing_can_be_compared_which_must_be_allowed(stopped: Path, invoke: Invoke) -> None:
+    (stopped / "environment.json").unlink()
+    code, answer = invoke("finetune", "--resume", stopped)
+    assert code == 4 and "--allow data --allow weights" in answer["error"]
+    assert invoke("finetune", "--resume", stopped, "--allow", "data", "--allow", "weights")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", ".summary.json.tmp", "lock"])
+def test_a_link_in_a_run_folder_is_not_written_through(
+    name: str, stopped: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (stopped / name).unlink(missing_ok=True)
+    (stopped / name).symlink_to(victim)
+    assert invoke("finetune", "--resume", stopped)[0] in (0, 5)
+    assert victim.read_text() == "precious"
+
+
+def test_a_link_in_place_of_the_checkpoints_is_not_written_through(
+    stopped: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    (stopped / "checkpoints").rename(tmp_path / "elsewhere")
+    (stopped / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    before = sorted(path.name for path in (tmp_path / "elsewhere").iterdir())
+    code, answer = invoke("finetune", "--resume", stopped)
+    assert code == 4 and "is a link, which is not written through" in answer["error"]
+    assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"best": {"step": 4}}, {"parts": 0}, {"parts": -3}, {"step": -5}, {"step": 10**15}, {"epochs": -1},
+        {"metrics_bytes": -1}, {"losses": {"loss": "x"}}, {"best": None}, {"steps_per_epoch": 0}, {"more": 1},
+    ],
+)  # fmt: skip
+def test_a_position_that_lies_is_told(lie: dict[str, Any], stopped: Path, invoke: Invoke) -> None:
+    manifest = stopped / "checkpoints" / "step-000007-unscored" / "manifest.json"
+    values = json.loads(manifest.read_text())
+    values["training"] |= lie
+    manifest.write_text(json.dumps(values))
+    code, answer = invoke("finetune", "--resume", stopped)
+    assert code == 4 and "manifest.json: does not describe a training" in answer["error"]
+    assert manifest.exists()
+
+
+def test_metrics_that_are_shorter_than_they_were_are_said_and_not_filled_up(stopped: Path) -> None:
+    (stopped / "metrics.jsonl").write_text("")
+    result = CliRunner().invoke(app, ["finetune", "--resume", str(stopped)])
+    assert result.exit_code == 0 and "metrics.jsonl is shorter than it was" in result.stderr
+    assert "\0" not in (stopped / "metrics.jsonl").read_text()
+
+
+def test_a_finished_run_keeps_what_links_name_alone(stopped: Path, invoke: Invoke) -> None:
+    assert invoke("finetune", "--resume", stopped)[0] == 0
+    folder = stopped / "checkpoints"
+    assert {path.name for path in folder.glob("step-*")} == {
+        (folder / link).resolve().name for link in ("best", "last", "start")
+    }
+
+
 # -- one writer ----------------------------------------------------------------------------------------
 
 

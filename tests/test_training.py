@@ -297,7 +297,7 @@ def test_the_heads_own_training_and_stage_0_stop_early_too(
     _scores(monkeypatch, 0.9, 0.8, 0.1)  # two of the head, then one of fine-tuning
     settings = ("--set", "head_first={epochs: 9, early_stopping: 1}", "--set", "epochs=1", "--runs-dir", tmp_path / "r")
     code, answer = invoke("finetune", spec, *settings)
-    assert (code, answer["head_first"]["target"]["epoch"], answer["best"]["val"]["accuracy"]) == (0, 1, 0.1)
+    assert (code, answer["head_first"]["target"]["epoch"], answer["last"]["val"]["accuracy"]) == (0, 1, 0.1)
     _scores(monkeypatch, 0.9, 0.8)
     settings = ("--set", "pretrain={epochs: 9, early_stopping: 1}", "--set", SOURCE, "--runs-dir", tmp_path / "r")
     code, answer = invoke("pretrain", spec, *settings)

@@ -40,6 +40,11 @@ NAME = re.compile(rf"step-([0-9]{{6,12}})({UNSCORED})?")
 _FIX = "copy the run folder again, or name another checkpoint"
 
 
+class Damaged(CheckpointError):
+    """A checkpoint whose files are not those that its manifest vouches for, or that has no whole manifest: nothing will
+    ever read it again."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """state: every weight by name; manifest: what is needed to rebuild the model around them."""
@@ -139,12 +144,20 @@ def _point(link: Path, name: str) -> None:
 
 
 def _prune(folder: Path) -> None:
-    linked = {(folder / link).resolve().name for link in LINKS}
-    resumable = [entry.name for entry in _newest_first(folder) if (entry / STATE_FILE).is_file()]
-    kept = linked | set(resumable[:KEPT])
+    resumable = [entry for entry in _newest_first(folder) if (entry / STATE_FILE).is_file()][:KEPT]
+    kept = {(folder / link).resolve().name for link in LINKS} | {entry.name for entry in resumable}
+    kept |= set(filter(None, map(_best_of, resumable)))
     for entry in folder.iterdir():
         if entry.name.startswith(("step-", ".step-")) and not entry.is_symlink() and entry.name not in kept:
             _remove(entry)
+
+
+def _best_of(folder: Path) -> str | None:
+    """The checkpoint of the epoch that was best when a training was saved; it needs that to go on."""
+    try:
+        return name_of(int(_read_manifest(folder)["training"]["best"]["step"]))
+    except (CheckpointError, OSError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _remove(folder: Path) -> None:
@@ -194,30 +207,37 @@ def _refuse_outside(folder: Path) -> None:
 
 
 def _how_to_go_on(run: Path) -> str:
-    return f" (--resume {run} goes on with it)" if any(_newest_first(run / "checkpoints")) else ""
+    return f" (--resume {run} goes on with it)" if any_of(run) else ""
 
 
 def resumable(run: Path, say: Callable[[str], None]) -> Iterator[Checkpoint]:
-    """What training can go on from, the newest first, each verified; of those that are damaged `say` is told."""
+    """What training can go on from, the newest first, each verified; of those that are damaged `say` is told.
+
+    Raises CheckpointError for one that cannot be read now, or not by this version: it may be whole."""
+    if (run / "checkpoints").is_symlink():
+        raise CheckpointError(f"{run / 'checkpoints'}: is a link, which is not written through; make it a folder")
     for folder in _newest_first(run / "checkpoints"):
         try:
             manifest = _read_manifest(folder)
+            if manifest["schema_version"] != SCHEMA_VERSION and folder.name != name_of(0):
+                message = f"was saved by an older version (schema {manifest['schema_version']}), without what training"
+                raise CheckpointError(f"{folder}: {message} goes on from; begin anew, or with --from {run}")
             if "training" not in manifest:
                 continue
             for name in manifest["files"]:
                 _verify(folder, name, manifest["files"])
             yield Checkpoint(folder, _verified(folder, WEIGHTS_FILE, manifest["files"]), manifest)
-        except (CheckpointError, FileNotFoundError) as error:
+        except (Damaged, FileNotFoundError) as error:
             say(f"{folder.name} cannot be used, falling back to an older one: {error}")
 
 
-def discard_newer(run: Path, than: str | None) -> None:
-    """Remove what is newer than the checkpoint that training goes on from (None: all but `start`): it is damaged, or
-    lacks what it needs, and its steps are taken again. Raises OSError."""
+def discard_newer(run: Path, than: str | None, *, whole_ones: bool) -> None:
+    """Remove what is newer than the checkpoint that training goes on from (None: all but `start`) and damaged: its
+    steps are taken again. whole_ones: others too, because what is trained now is not what they hold. Raises OSError."""
     for folder in _newest_first(run / "checkpoints"):
         if folder.name == than:
             break
-        if folder.name != name_of(0):
+        if folder.name != name_of(0) and (whole_ones or not is_whole(run, folder.name)):
             _remove(folder)
 
 
@@ -230,6 +250,11 @@ def _newest_first(folder: Path) -> list[Path]:
             if match and not entry.is_symlink() and entry.is_dir():
                 found.append((int(match[1]), match[2] is None, entry))
     return [entry for *_, entry in sorted(found, reverse=True)]
+
+
+def any_of(run: Path) -> bool:
+    """Whether a run has come to a checkpoint."""
+    return bool(_newest_first(run / "checkpoints"))
 
 
 def exists(run: Path, which: str) -> bool:
@@ -249,8 +274,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         _facts(files[WEIGHTS_FILE])
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}/manifest.json: cannot be read: {error}; {_FIX}") from None
+    except OSError as error:
+        raise CheckpointError(f"{folder}/manifest.json: cannot be read: {error.strerror}; {_FIX}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"{folder}/manifest.json: cannot be read: {error}; {_FIX}") from None
     if version not in READABLE_VERSIONS:
         readable = " and ".join(map(str, READABLE_VERSIONS))
         message = f"written by another version (schema {version}, this one reads {readable}); use that one"
@@ -271,14 +298,14 @@ def _verify(folder: Path, name: str, files: Mapping[str, Any]) -> None:
     """Raises CheckpointError where a file is not what the manifest says."""
     path = folder / name
     if not path.is_file():  # a pipe would block
-        raise CheckpointError(f"{path}: is missing, or no regular file; {_FIX}")
+        raise Damaged(f"{path}: is missing, or no regular file; {_FIX}")
     try:
         if _sha256(path) != _facts(files[name]):
-            raise CheckpointError(f"{path}: its SHA-256 is not the manifest's; the file is damaged; {_FIX}")
+            raise Damaged(f"{path}: its SHA-256 is not the manifest's; the file is damaged; {_FIX}")
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}; {_FIX}") from None
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}/manifest.json: cannot be read: {error!r}; {_FIX}") from None
+        raise Damaged(f"{folder}/manifest.json: cannot be read: {error!r}; {_FIX}") from None
 
 
 def _verified(folder: Path, name: str, files: Mapping[str, Any]) -> dict[str, Tensor]:

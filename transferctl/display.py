@@ -45,7 +45,7 @@ class Display:
         """Everything shown inside goes into this file too, and what was shown before that no other log has."""
         outer = self._log
         try:
-            with path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as self._log:
+            with appended(path) as self._log:
                 self._log.writelines(self._before_log)
                 self._before_log.clear()
                 yield
@@ -185,6 +185,15 @@ class Display:
         )
         with RichProgress(*columns, console=self._stderr, transient=True) as bar:
             yield _BarProgress(bar, bar.add_task(what, total=total, detail=""))
+
+
+def appended(path: Path) -> IO[str]:
+    """A file to append lines to; a link is not followed, as a run folder may come from anyone. Raises OSError."""
+
+    def no_link(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+
+    return open(path, "a", encoding="utf-8", errors="backslashreplace", buffering=1, opener=no_link)
 
 
 class Progress:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from transferctl import signals
+from transferctl.errors import CheckpointError
+from transferctl.wording import shown
 
 
 class Ema:
@@ -51,7 +53,10 @@ class Ema:
         return dict(zip(self._names, self._mean, strict=True))
 
     def restore(self, state: Mapping[str, Tensor], steps: int, *, was_applied: bool) -> None:
-        """What `state` gave, into a model that has been restored to the weights that it had then."""
+        """What `state` gave, into a model that has been restored to the weights that it had then. Raises
+        CheckpointError where it is of other weights."""
+        if odd := [name for name in self._names if name not in state]:
+            raise CheckpointError(f"its average (ema) is of other weights; it has no {shown(odd)}")
         for name, mean in zip(self._names, self._mean, strict=True):
             mean.copy_(state[name])
         self.steps = steps

@@ -6,7 +6,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transferctl import baseline, features, heads, pipeline, plan, pretrain, results, runs, scoring, yamlfile
+from transferctl import (
+    baseline,
+    checkpoint,
+    features,
+    heads,
+    pipeline,
+    plan,
+    pretrain,
+    results,
+    runs,
+    scoring,
+    yamlfile,
+)
 from transferctl.cache.cache import open_cache
 from transferctl.display import Display
 from transferctl.model import BatchNorm
@@ -57,11 +69,12 @@ def run(spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = 
                 seed=spec.seed, run=folder, saver=saver,
             )  # fmt: skip
         results.save_fitted(folder, model, fitted)
-        folder.summary |= {"best": fitted.best, "last": fitted.last}
+        folder.summary |= {"best": fitted.best, "last": fitted.last | {"val": results.headline(fitted.last["val"])}}
         scoring.score_best(folder, model, task, target, lambda split: features.evaluation_batches(tables[split.name]),
                            model.features_of, compute, display)  # fmt: skip
         if spec.baseline:
             again = partial(run, runs_dir=runs_dir, display=display)
             folder.summary["baseline"] = baseline.compare(spec, folder.summary, again, compute, display)
+        checkpoint.keep_linked_alone(folder.path)
     display.result(str(folder.path))
     return folder.summary

@@ -64,7 +64,7 @@ def fit(
     """
     stream = features.training_stream(
         train, batch_size=settings.batch_size, epochs=settings.epochs, seed=seed, domain=domain,
-        first_step=saver.course.step if saver else 0,
+        first_step=saver.first_step if saver else 0,
     )  # fmt: skip
     return training.fit(
         model, Objective(task, domains={domain: loss}), settings, stream, partial(features.evaluation_batches, val),

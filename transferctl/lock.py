@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -23,6 +24,7 @@ from transferctl.wording import printable
 
 NAME = "lock"
 OWNER_BYTES = 4096
+PATIENCE_S = 0.2  # whoever only looks whether it is held, holds it for a moment
 NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -53,7 +55,9 @@ def held_by(run: Path) -> LockedError:
     """The error that names who holds a run's lock."""
     owner = _owner(run / NAME) or "another process"
     message = f"{run}: {owner} writes this run; wait for it, or end it"
-    return LockedError(f"{message}. If it is gone, remove {run / NAME}")
+    if _read(run / NAME)[1] not in ("", socket.gethostname()):
+        message += f" there. If it is gone, remove {run / NAME}"
+    return LockedError(message)
 
 
 def is_held(run: Path) -> bool:
@@ -83,11 +87,15 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _take(path: Path) -> int:
+    give_up = time.monotonic() + PATIENCE_S
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         if not _lock(descriptor, path):
             os.close(descriptor)
-            raise held_by(path.parent)
+            if time.monotonic() > give_up:
+                raise held_by(path.parent)
+            time.sleep(PATIENCE_S / 10)
+            continue
         with contextlib.suppress(OSError):
             if os.fstat(descriptor).st_ino == path.stat().st_ino:
                 return descriptor

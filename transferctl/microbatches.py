@@ -57,28 +57,35 @@ def _rows(batch: Batch, source: slice, target: slice) -> Batch:
 
 
 def halving(
-    compute_in: Callable[[int], T], parts: int, most: int, model: TransferModel, compute: Compute,
+    compute_in: Callable[[int], T], parts: int, batch: Batch, model: TransferModel, compute: Compute,
     say: Callable[[str], None],
 ) -> tuple[T, int]:  # fmt: skip
-    """compute_in(parts), in twice as many parts for as long as memory runs out, at most `most`; and in how many it
-    went. What BatchNorm saw in attempts that failed is taken back. Raises ResourceError where nothing helps."""
-    moving = dict(_moving(model)) if parts < most else {}
+    """compute_in(parts), in twice as many parts of the batch for as long as memory runs out; and in how many it went.
+    What BatchNorm saw in attempts that failed is taken back. Raises ResourceError where nothing helps."""
+    moving = dict(_moving(model))
     kept = {name: tensor.clone() for name, tensor in moving.items()}
     while True:
         try:
             return compute_in(parts), parts
         except Exception as error:
-            if not is_out_of_memory(error) or most == 1:
+            if not is_out_of_memory(error):
                 raise
-            if parts == most:
-                raise ResourceError(
-                    "out of memory, one sample at a time; lower preprocess.crop, or free memory"
-                ) from None
-        parts = min(2 * parts, most)
+            least = 2 if moving else 1  # samples: BatchNorm takes no statistics from one
+            more = _more_parts(batch, parts, least)
+            if more == parts:
+                message = f"out of memory, {least} at a time; lower preprocess.crop, or free memory"
+                raise ResourceError(message) from None
+        parts = more
         for name, tensor in moving.items():
             tensor.copy_(kept[name])
         release_memory(compute.device)
         say(parts_in_words(parts))
+
+
+def _more_parts(batch: Batch, parts: int, least: int) -> int:
+    """Twice as many, or as many as leave so many samples in each; as many as before where there are none."""
+    sizes = {n: min(len(part.labels) for part, _ in of(batch, n)) for n in range(2 * parts, parts, -1)}
+    return next((n for n, size in sizes.items() if size >= least and n <= len(batch.labels)), parts)
 
 
 def parts_in_words(parts: int) -> str:

@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transferctl import loaders, pipeline, plan, results, runs, stage0, starting, training, yamlfile
+from transferctl import checkpoint, loaders, pipeline, plan, results, runs, stage0, starting, training, yamlfile
 from transferctl.data import DomainData
 from transferctl.device import Compute
 from transferctl.display import Display
-from transferctl.errors import SpecError
+from transferctl.errors import CheckpointError, LockedError, SpecError
 from transferctl.inputs import Inputs
 from transferctl.model import BatchNorm, TransferModel
 from transferctl.objective import Objective
@@ -36,12 +36,26 @@ def ensure_source(spec: Spec, runs_dir: Path, display: Display, source: DomainDa
     found = stage0.find(runs_dir, start.fingerprint, display)
     if found is not None:
         display.note(f"stage 0: {found} is identical (data, architecture, settings, seed); not trained again")
-    if found is None and (stopped := stage0.find_stopped(runs_dir, start.fingerprint)):
-        display.note(f"stage 0: {stopped} is identical and was stopped; going on with it")
-        found = Path(_train(spec, start, runs_dir, display, Resumed(stopped))["run"])
-    path = found or Path(_train(spec, start, runs_dir, display)["run"])
+    path = found or _go_on_with_stopped(spec, start, runs_dir, display)
+    path = path or Path(_train(spec, start, runs_dir, display)["run"])
     weights = WeightsFile.model_construct(path=path.absolute(), classes=None)
     return spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"weights": weights})})
+
+
+def _go_on_with_stopped(spec: Spec, start: _Start, runs_dir: Path, display: Display) -> Path | None:
+    """An earlier run that was identical, and was stopped; None where there is none that can be gone on with. Its
+    fingerprint is over the content of the data, so when files were written does not count."""
+    stopped = stage0.find_stopped(runs_dir, start.fingerprint)
+    if stopped is None:
+        return None
+    display.note(f"stage 0: {stopped} is identical and was stopped; going on with it")
+    try:
+        own = yamlfile.load(stopped / "spec.yaml").spec
+        resumed = Resumed(stopped, allowed=("data",))
+        return Path(_train(spec.model_copy(update={"name": own.name}), start, runs_dir, display, resumed, own)["run"])
+    except (CheckpointError, LockedError, SpecError) as error:
+        display.warn(f"stage 0: begun anew, as that one cannot be gone on with: {error}")
+        return None
 
 
 @dataclass(frozen=True)
@@ -74,8 +88,10 @@ def _prepare(spec: Spec, source: DomainData, display: Display) -> _Start:
 
 
 def _train(
-    spec: Spec, start: _Start, runs_dir: Path, display: Display, resumed: Resumed | None = None
-) -> dict[str, Any]:
+    spec: Spec, start: _Start, runs_dir: Path, display: Display, resumed: Resumed | None = None,
+    own_spec: Spec | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """own_spec: of the run that is resumed, where another one asks for it."""
     source, model, compute = start.source, start.model.place(start.compute), start.compute
     task = pipeline.task_of(spec)
     settings = spec.pretrain
@@ -93,7 +109,7 @@ def _train(
     loss = pipeline.domain_loss(settings.label_smoothing, spec.source.balance, source.train, source.classes, compute)
     objective = Objective(task, domains={"source": loss})
     with (
-        runs.start(runs_dir, "pretrain", spec.name, yamlfile.dump(spec), display, resumed) as folder,
+        runs.start(runs_dir, "pretrain", spec.name, yamlfile.dump(own_spec or spec), display, resumed) as folder,
         pipeline.naming_all_broken(source.splits(), spec, display),
     ):
         folder.summary |= {"start": start.origin, "skipped": source.skipped, "stage0": start.fingerprint}
@@ -104,7 +120,7 @@ def _train(
         saver = Saver(folder, spec.checkpoint.of_epochs(), display)
         stream = inputs.training_stream(
             None, source.train, {"source": pipeline.augmentation(settings)}, batch_size=settings.batch_size,
-            epochs=settings.epochs, seed=spec.seed, first_step=saver.course.step,
+            epochs=settings.epochs, seed=spec.seed, first_step=saver.first_step,
         )  # fmt: skip
         fitted = training.fit(
             model, objective, settings, stream, validation, model.features_of, compute, display,
@@ -112,6 +128,7 @@ def _train(
             settings_key="pretrain.", run=folder, saver=saver,
         )  # fmt: skip
         results.save_fitted(folder, model, fitted)
+        checkpoint.keep_linked_alone(folder.path)
         results.show_metrics(display, f"Source, epoch {fitted.best['epoch']} (best), validation", fitted.best["val"])
     display.result(str(folder.path))
     return folder.summary

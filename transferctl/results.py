@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,25 +33,25 @@ def describe_run(
     facts: Mapping[str, str] | None = None,
     resumed: Resumed | None = None,
 ) -> None:
-    """environment.json, classes.json and spec.yaml, with the model as the run starts it. splits: by domain and name,
+    """environment.json and classes.json, with the model as the run starts it. splits: by domain and name,
     such as target.train; seen: the fingerprints of those that the run saw which the model comes from; facts: what else
-    the run is known by. Those of a resumed run are compared first. Raises CheckpointError."""
+    the run is known by. Those of a resumed run are compared first, and kept as `earlier`. Raises CheckpointError."""
     fingerprints = {name: split.fingerprint() for name, split in splits.items()} | dict(seen or {})
     environment = runs.environment(seed, str(compute), fingerprints) | dict(facts or {})
     environment["weights"] = digest(model)
     environment["files"] = {name: split.facts(model.classes[name.partition(".")[0]]) for name, split in splits.items()}
-    if resumed and (before := runs.read_environment(resumed.run)):
-        resuming.compare_environment(resumed, before, environment, display)
-        commands = {"command": before.get("command"), "resumed_by": [*before.get("resumed_by", []), sys.argv]}
-        environment |= commands
-    run.keep_spec()
-    run.write_json("environment.json", environment)
-    run.write_json("classes.json", {domain: list(names) for domain, names in model.classes.items()})
+    if resumed:
+        before = runs.read_environment(resumed.run)
+        if before or checkpoint.any_of(resumed.run):
+            resuming.compare_environment(resumed, before, environment, display)
+        environment["earlier"] = [*before.pop("earlier", []), *([before] if before else [])]
+    run.describe("environment.json", runs.json_text(environment))
+    run.describe("classes.json", runs.json_text({domain: list(names) for domain, names in model.classes.items()}))
 
 
 def save_fitted(run: Run, model: TransferModel, fitted: Fitted) -> None:
-    """Last, then best, as far as they are not saved yet, and nothing else, as nothing goes on from a finished training.
-    The model, which is as it was at its last epoch, becomes as it was at its best."""
+    """Last, then best, as far as they are not saved yet. The model, which is as it was at its last epoch, becomes as it
+    was at its best."""
     is_one = fitted.best["step"] == fitted.last["step"]
     save_checkpoint(run, model, fitted.last, ("best", "last") if is_one else ("last",))
     model.load_state_dict(fitted.best_state, strict=False)

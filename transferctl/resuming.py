@@ -50,6 +50,9 @@ def load(
         keys = [key for key, _ in differences if not _is_allowed(key, (*FREE, *allowed))]
         raise changed(run, refused, keys)
     finished = summary if summary.get("status") == "finished" else None
+    if finished and (changes := [text for key, text in differences if not _is_allowed(key, FREE)]):
+        message = f"{run}: is finished, with other settings: {'; '.join(changes[:SHOWN_PARTS])}"
+        raise CheckpointError(f"{message}; begin a new run, with --from {run} to start from its best model")
     return file, Resumed(run, tuple(allowed), finished)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from transferctl import jsontext, lock, signals
-from transferctl.display import Display
+from transferctl.display import Display, appended
 from transferctl.errors import ExitCode, TransferctlError, ending, from_os_error
 from transferctl.resuming import Resumed
 
@@ -32,8 +32,9 @@ class Run:
     """An open run folder, which this process alone writes. `summary` is what summary.json will say; `is_resumed`:
     whether an earlier process began it."""
 
-    def __init__(self, path: Path, verb: str, name: str, metrics: IO[str], spec_yaml: str, *, is_resumed: bool = False):
-        self.path, self.is_resumed, self._spec_yaml = path, is_resumed, spec_yaml
+    def __init__(self, path: Path, verb: str, name: str, metrics: IO[str], resumed: Resumed | None = None):
+        self.path, self.is_resumed, self.may_differ = path, resumed is not None, bool(resumed and resumed.allowed)
+        self._unsettled: dict[str, str] | None = None if resumed is None else {}
         self.summary: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "verb": verb, "name": name, "run": str(path)}
         self._metrics = metrics
 
@@ -47,17 +48,32 @@ class Run:
         os.fsync(self._metrics.fileno())
         return os.fstat(self._metrics.fileno()).st_size
 
-    def rewind_metrics(self, size: int) -> None:
-        """Forget the lines after the first `size` bytes: what they are about is done again."""
-        self._metrics.flush()
-        os.truncate(self._metrics.fileno(), size)
+    def rewind_metrics(self, size: int) -> bool:
+        """Forget the lines after the first `size` bytes: what they are about is done again. False where the file does
+        not have so many."""
+        there = self.metrics_bytes()
+        os.truncate(self._metrics.fileno(), min(size, there))
+        return there >= size
 
-    def keep_spec(self) -> None:
-        """What a resumed run changes of its spec holds from here on, once nothing speaks against going on with it."""
-        self.write_text("spec.yaml", self._spec_yaml)
+    def describe(self, name: str, text: str) -> None:
+        """A file that says what the run is: written now, or for a resumed one once nothing speaks against going on."""
+        if self._unsettled is None:
+            self.write_text(name, text)
+        else:
+            self._unsettled[name] = text
+
+    def settle(self) -> None:
+        """Nothing speaks against going on with it as it is described now."""
+        described, self._unsettled = self._unsettled or {}, None
+        for name, text in described.items():
+            self.write_text(name, text)
+
+    @property
+    def is_settled(self) -> bool:
+        return self._unsettled is None
 
     def write_json(self, name: str, values: Any) -> None:
-        write_atomically(self.path / name, jsontext.dumps(values, indent=1) + "\n")
+        self.write_text(name, json_text(values))
 
     def write_text(self, name: str, text: str) -> None:
         write_atomically(self.path / name, text)
@@ -78,20 +94,22 @@ def start(
             path = resumed.run if resumed else _new_folder(runs_dir, f"{datetime.now():%Y%m%d-%H%M%S}-{verb}-{name}")
             if left_behind := files.enter_context(lock.locked(path)):
                 display.warn(left_behind)
-            metrics = files.enter_context(_line_buffered(path / "metrics.jsonl"))
-            run = Run(path, verb, name, metrics, spec_yaml, is_resumed=resumed is not None)
+            metrics = files.enter_context(appended(path / "metrics.jsonl"))
+            run = Run(path, verb, name, metrics, resumed)
+            before = (path / "summary.json").read_text(encoding="utf-8") if resumed else ""
             run.write_json("summary.json", run.summary | {"status": "running"})
-            if not resumed:
-                run.keep_spec()
+            run.describe("spec.yaml", spec_yaml)
             files.enter_context(display.log_to(path / "log.txt"))
         except OSError as error:
             raise from_os_error(error, resumed.run if resumed else runs_dir) from None
-        with _summarised(run, started, display):
+        with _summarised(run, started, display, before):
             yield run
+            run.settle()
 
 
 @contextmanager
-def _summarised(run: Run, started: float, display: Display) -> Iterator[None]:
+def _summarised(run: Run, started: float, display: Display, before: str) -> Iterator[None]:
+    """before: the summary of a resumed run, which stays where going on with it is refused."""
     status, code, message = "finished", ExitCode.OK, ""
     try:
         yield
@@ -108,14 +126,11 @@ def _summarised(run: Run, started: float, display: Display) -> Iterator[None]:
         run.summary |= ended | {"elapsed_s": round(time.monotonic() - started, 3)}
         try:
             with signals.held():
-                run.write_json("summary.json", run.summary)
+                is_refused = before and code == ExitCode.CHECKPOINT and not run.is_settled
+                run.write_text("summary.json", before if is_refused else json_text(run.summary))
         except OSError as error:
             if status == "finished":
                 raise from_os_error(error, run.path) from None
-
-
-def _line_buffered(path: Path) -> IO[str]:
-    return path.open("a", encoding="utf-8", buffering=1)
 
 
 def _new_folder(runs_dir: Path, name: str) -> Path:
@@ -131,6 +146,10 @@ def _new_folder(runs_dir: Path, name: str) -> Path:
     raise AssertionError("a thousand runs in one second")
 
 
+def json_text(values: Any) -> str:
+    return jsontext.dumps(values, indent=1) + "\n"
+
+
 def write_atomically(path: Path, text: str) -> None:
     with atomic_file(path) as file:
         file.write(text)
@@ -141,7 +160,8 @@ def atomic_file(path: Path) -> Iterator[IO[str]]:
     """The whole new content or the old one, never a part: aside, flush to disk, rename. Bytes of names that no
     text file can hold become escapes."""
     aside = path.with_name(f".{path.name}.tmp")
-    with aside.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+    aside.unlink(missing_ok=True)
+    with aside.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())

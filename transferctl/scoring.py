@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -35,17 +36,23 @@ def measure(
     labels. A batch that does not fit into memory is computed in halves, which `say` is told."""
     model.eval()
     meter = task.meter(model.classes[domain])
+    most = [sys.maxsize]  # samples that fit at once
     with torch.inference_mode():
         for loaded in batches:
-            logits = _logits(model.heads[domain], loaded, forward, compute, say)
+            logits = _logits(model.heads[domain], loaded, forward, compute, most, say)
             meter.update(logits, loaded.labels.cpu())
             if record:
                 record(logits, loaded.labels.cpu())
     return meter.compute()
 
 
-def _logits(head: nn.Module, loaded: Batch, forward: Forward, compute: Compute, say: Callable[[str], None]) -> Tensor:
-    """[N, C], on the CPU."""
+def _logits(
+    head: nn.Module, loaded: Batch, forward: Forward, compute: Compute, most: list[int], say: Callable[[str], None]
+) -> Tensor:
+    """[N, C], on the CPU. most: one number, which becomes less where memory runs out."""
+    if len(loaded.labels) > most[0]:
+        halves = (half for half, _ in microbatches.of(loaded, 2))
+        return torch.cat([_logits(head, half, forward, compute, most, say) for half in halves])
     try:
         batch = loaded.to(compute.device)
         with torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.bf16):
@@ -57,8 +64,9 @@ def _logits(head: nn.Module, loaded: Batch, forward: Forward, compute: Compute, 
         if not is_out_of_memory(error) or n < 2:
             raise
     release_memory(compute.device)
-    say(f"out of memory: {n} images at once are scored in two halves")
-    return torch.cat([_logits(head, half, forward, compute, say) for half, _ in microbatches.of(loaded, 2)])
+    most[0] = (n + 1) // 2
+    say(f"out of memory: {n} images do not fit at once, and are scored {most[0]} at a time")
+    return _logits(head, loaded, forward, compute, most, say)
 
 
 def score_best(
@@ -77,8 +85,7 @@ def score_best(
     scored = [(target.val, predictions)]
     metrics = measure(model, task, batches_of(target.val), forward, compute, record=predictions, say=display.warn)
     best, last = run.summary["best"], run.summary["last"]
-    # with C classes a confusion matrix is C² numbers, a line each in summary.json: the best epoch's will do
-    run.summary["last"] = last | {"val": results.headline(last["val"])}
+    run.summary["best"] = best | {"val": metrics}
     which = "the last" if best["epoch"] == last["epoch"] else f"best of {last['epoch']}"
     which = "the converged head" if "probe" in run.summary else f"epoch {best['epoch']} ({which})"
     results.show_metrics(display, f"Validation, {which}", metrics)

@@ -22,7 +22,7 @@ ENDING = (KeyboardInterrupt, Terminated)  # what the first signal becomes
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _came: list[int] = []  # since `handled` was entered, in this process
-_is_handling, _holds = False, 0
+_is_handling, _is_raised, _holds = False, False, 0
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def handled() -> Iterator[None]:
     """Inside, a signal raises KeyboardInterrupt or Terminated where the main thread is, or at the end of what is
     `held`; a second one ends the process at once, its workers too. What the caller's shell has us ignore (SIGINT, of
     a command in the background) stays ignored."""
-    global _is_handling  # noqa: PLW0603 (handlers are the process's, and so is this)
+    global _is_handling, _is_raised  # noqa: PLW0603 (handlers are the process's, and so is this)
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
         return
@@ -38,6 +38,7 @@ def handled() -> Iterator[None]:
     before = {number: signal.signal(number, _on_signal) for number in heeded}
     was_handling, _is_handling = _is_handling, True
     _came.clear()
+    _is_raised = False
     try:
         yield
     finally:
@@ -48,8 +49,9 @@ def handled() -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """A first signal that comes inside is raised at its end (of the outermost, where they are nested). Without
-    `handled` around it, it sees to the handlers itself."""
+    """A first signal that comes inside is raised at its end (of the outermost, where they are nested), unless what is
+    inside fails: its error goes first, and the signal is raised at the end of the next. Without `handled` around it, it
+    sees to the handlers itself."""
     global _holds  # noqa: PLW0603
     if threading.current_thread() is not threading.main_thread():
         yield  # handlers run in the main thread alone
@@ -58,14 +60,13 @@ def held() -> Iterator[None]:
         with handled(), held():
             yield
         return
-    seen = len(_came)
     _holds += 1
     try:
         yield
     finally:
         _holds -= 1
-        if not _holds and len(_came) > seen:
-            raise _exception(_came[-1])
+    if _came and not _holds and not _is_raised:
+        raise _exception(_came[-1])
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
@@ -77,6 +78,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 
 def _exception(number: int) -> BaseException:
+    global _is_raised  # noqa: PLW0603
+    _is_raised = True
     return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
 
 

@@ -15,7 +15,7 @@ import transferctl
 from transferctl import checkpoint, jsontext, lock, scratch
 from transferctl.device import Compute
 from transferctl.display import Display
-from transferctl.errors import CheckpointError
+from transferctl.errors import CheckpointError, ExitCode
 from transferctl.leantorchvision import torchvision
 from transferctl.loaders import Audit
 from transferctl.model import TransferModel
@@ -72,10 +72,11 @@ def find_stopped(runs_dir: Path, wanted: str) -> Path | None:
     for path in sorted(runs_dir.glob("*-pretrain-*/environment.json"), reverse=True):
         try:
             is_it = jsontext.read(path).get("stage0") == wanted
-            status = jsontext.read(path.parent / "summary.json")["status"]
+            summary = jsontext.read(path.parent / "summary.json")
+            stopped = summary["status"] in ("running", "interrupted") or summary["exit_code"] == ExitCode.RESOURCES
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             continue
-        if is_it and status in ("running", "interrupted") and not lock.is_held(path.parent):
+        if is_it and stopped and not lock.is_held(path.parent):
             return path.parent
     return None
 

@@ -28,7 +28,7 @@ from transferctl.trainingstate import Course, Fitted, Sums
 from transferctl.trainsettings import HeadTrainingSettings
 
 
-def fit(  # noqa: PLR0915 (the loop tells the story)
+def fit(  # noqa: PLR0912, PLR0915 (the loop tells the story)
     model: TransferModel,
     objective: Objective,
     settings: HeadTrainingSettings,
@@ -65,8 +65,10 @@ def fit(  # noqa: PLR0915 (the loop tells the story)
     optimizer = optim.build(settings.optimizer, groups)
     ema = Ema(model, trained, settings.ema) if settings.ema else None
     total_steps = settings.epochs * stream.steps_per_epoch
-    course = saver.begin(model, optimizer, ema) if saver else Course()
     weights = {name: p for name, p in model.named_parameters() if name in trained}
+    course = Course(steps_per_epoch=stream.steps_per_epoch)
+    if saver:
+        course = saver.begin(model, weights, optimizer, ema, course, settings.epochs)
     step_of = partial(_gradients, model, weights, objective, forward, compute, seed, log_cosine=log_cosine)
     with closing(stream), display.progress("training", settings.epochs * stream.samples_per_epoch) as progress:
         progress.skip(course.step * stream.samples_per_epoch // stream.steps_per_epoch)
@@ -83,10 +85,12 @@ def fit(  # noqa: PLR0915 (the loop tells the story)
 
                         # ---- one step: min over θ of L_S + λ·L_T + Σ w·Ω
                         gradients = partial(step_of, batch, epoch, course.step)
-                        most = len(batch.labels) if settings.on_oom == "halve" else 1
-                        terms, course.parts = microbatches.halving(
-                            gradients, course.parts, most, model, compute, display.warn
-                        )
+                        if settings.on_oom == "halve":
+                            terms, course.parts = microbatches.halving(
+                                gradients, course.parts, batch, model, compute, display.warn
+                            )
+                        else:
+                            terms = gradients(course.parts)
                         optimizer.step()
                         if ema:
                             ema.update()
@@ -113,7 +117,7 @@ def fit(  # noqa: PLR0915 (the loop tells the story)
                             saver.epoch_done(is_best=is_best)
                 is_over = epoch == settings.epochs or _waited_enough(course, settings, frozen)
                 if run:
-                    run.summary |= {"best": course.best, "last": course.last}
+                    run.summary |= course.epochs_of_note()
                     display.epoch(_epoch_line(epoch, settings.epochs, means, val, course.best), is_over)
         except signals.ENDING:
             if saver:
@@ -124,7 +128,7 @@ def fit(  # noqa: PLR0915 (the loop tells the story)
     if ema:
         ema.settle()
     if run:
-        run.summary |= {"best": course.best, "last": course.last}
+        run.summary |= course.epochs_of_note()
     return Fitted(course.best, course.last, course.best_state)
 
 
@@ -186,6 +190,7 @@ def _score_epoch(
     raised."""
     epoch = course.epochs + 1
     nonfinite.refuse_score(val, epoch, course.step)
+    val = headline(val)  # C classes' confusion matrix is C² numbers: the best model's is measured at the end
     is_best = not course.best or settings.keep == "last" or _score(val) > _score(course.best["val"])
     course.epochs, course.last = epoch, {"epoch": epoch, "step": course.step, "val": val}
     if is_best:

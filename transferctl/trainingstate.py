@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor, nn
 
+from transferctl.checkpoint import Checkpoint
 from transferctl.ema import Ema
 from transferctl.errors import CheckpointError
+from transferctl.wording import one_line, printable, shown
 
 
 @dataclass
@@ -39,9 +42,10 @@ class Sums:
 @dataclass
 class Course:
     """How far a training has come. epochs: those that are done and scored; step: steps that are done; best, last:
-    {"epoch", "step", "val": metrics} of scored epochs; best_state: what training changed, as it was at the best;
+    {"epoch", "step", "val": scalars} of scored epochs; best_state: what training changed, as it was at the best;
     parts: micro-batches that a step is made in."""
 
+    steps_per_epoch: int
     epochs: int = 0
     step: int = 0
     sums: Sums = field(default_factory=Sums)
@@ -50,19 +54,79 @@ class Course:
     best_state: dict[str, Tensor] = field(default_factory=dict)
     parts: int = 1
 
-    def as_dict(self) -> dict[str, Any]:
-        """All but tensors, as JSON can hold it."""
-        sums = {"sums": self.sums.sums, "steps": self.sums.steps}
-        return {"epochs": self.epochs, "step": self.step, "best": self.best, "last": self.last,
-                "parts": self.parts} | {"losses": sums}  # fmt: skip
+    def epochs_of_note(self) -> dict[str, Any]:
+        """For the summary."""
+        return {"best": self.best, "last": self.last} | ({"micro_batches": self.parts} if self.parts > 1 else {})
+
+
+class _Saved(BaseModel):
+    """A checkpoint may come from anyone."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
+
+
+class _Epoch(_Saved):
+    epoch: int = Field(gt=0)
+    step: int = Field(gt=0)
+    val: dict[str, int | float]
+
+
+class _Average(_Saved):
+    steps: int = Field(ge=0)
+    is_applied: bool
+
+
+class Position(_Saved):
+    """A course as JSON has it, with all that goes with it: the size of metrics.jsonl, whether the model is the average
+    of its weights, what the optimizer's tensors belong to."""
+
+    steps_per_epoch: int = Field(gt=0)
+    epochs: int = Field(ge=0)
+    step: int = Field(ge=0, lt=1 << 48)
+    parts: int = Field(gt=0)
+    losses: dict[str, float]
+    loss_steps: int = Field(ge=0)
+    best: _Epoch | None
+    last: _Epoch | None
+    metrics_bytes: int = Field(ge=0)
+    ema: _Average | None
+    optimizer: str
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Position:
+        """Its numbers go together."""
+        done = self.epochs * self.steps_per_epoch
+        if not done <= self.step <= done + self.steps_per_epoch:
+            raise ValueError(f"step {self.step} is not in epoch {self.epochs + 1} of {self.steps_per_epoch} steps")
+        if bool(self.epochs) != bool(self.best and self.last):
+            raise ValueError("scored epochs have a best and a last one")
+        return self
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Course:
-        """Raises KeyError, TypeError, ValueError."""
-        losses = values["losses"]
-        sums = Sums({str(name): float(value) for name, value in losses["sums"].items()}, int(losses["steps"]))
-        best, last = dict(values["best"]), dict(values["last"])
-        return cls(int(values["epochs"]), int(values["step"]), sums, best, last, parts=int(values["parts"]))
+    def of(cls, course: Course, optimizer: torch.optim.Optimizer, ema: Ema | None, metrics_bytes: int) -> Position:
+        return cls(
+            steps_per_epoch=course.steps_per_epoch, epochs=course.epochs, step=course.step, parts=course.parts,
+            losses=course.sums.sums, loss_steps=course.sums.steps, metrics_bytes=metrics_bytes,
+            best=_Epoch(**course.best) if course.best else None, last=_Epoch(**course.last) if course.last else None,
+            ema=_Average(steps=ema.steps, is_applied=ema.is_applied) if ema else None,
+            optimizer=type(optimizer).__name__,
+        )  # fmt: skip
+
+    def course(self) -> Course:
+        """Less its best state."""
+        best, last = (epoch.model_dump() if epoch else {} for epoch in (self.best, self.last))
+        sums = Sums(dict(self.losses), self.loss_steps)
+        return Course(self.steps_per_epoch, self.epochs, self.step, sums, best, last, parts=self.parts)
+
+
+def read_position(checkpoint: Checkpoint) -> Position:
+    """Of a manifest. Raises CheckpointError naming each key that is not what it must be."""
+    try:
+        return Position.model_validate(checkpoint.manifest["training"])
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, one['loc']))}: {one_line(one['msg'])}" for one in error.errors()]
+        message = f"does not describe a training ({shown(faults)}); use a run folder as transferctl wrote it"
+        raise CheckpointError(f"{checkpoint.path}/manifest.json: {message}") from None
 
 
 @dataclass(frozen=True)
@@ -74,31 +138,36 @@ class Fitted:
     best_state: dict[str, Tensor]
 
 
-def tensors_of(optimizer: torch.optim.Optimizer, ema: Ema | None) -> dict[str, Tensor]:
-    """optimizer.NUMBER.KEY and ema.NAME. NUMBER: of the parameter, in the order of the groups."""
-    state = optimizer.state_dict()["state"]
-    found = {f"optimizer.{i}.{key}": value for i, values in state.items() for key, value in values.items()
-             if value is not None}  # fmt: skip
-    return found | ({f"ema.{name}": tensor for name, tensor in ema.state().items()} if ema else {})
+def tensors_of(
+    weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, ema: Ema | None
+) -> dict[str, Tensor]:
+    """optimizer/KEY/WEIGHT and ema/NAME. weights: all that the optimizer trains, by name."""
+    names = {id(weight): name for name, weight in weights.items()}
+    found = {
+        f"optimizer/{key}/{names[id(weight)]}": value
+        for weight, values in optimizer.state.items()
+        for key, value in values.items()
+        if value is not None
+    }
+    return found | ({f"ema/{name}": tensor for name, tensor in ema.state().items()} if ema else {})
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """What `tensors_of` gave, into an optimizer over the same parameters. Raises CheckpointError where they are others.
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, weights: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+) -> None:
+    """What `tensors_of` gave. Raises CheckpointError where it is of other weights.
 
-    In the layout of the parameter: the fused kernels take both as they lie in memory.
+    In the layout of the weight: the fused kernels take both as they lie in memory.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    order = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        kind, number, key = name.split(".", 2) if name.count(".") >= 2 else ("", "", "")
-        if kind != "optimizer":
+        if not name.startswith("optimizer/"):
             continue
-        if not number.isdecimal() or int(number) >= len(parameters):
-            raise CheckpointError(f"the optimizer's state has {name}, which no parameter of this training is")
-        own = parameters[int(number)]
-        if key != "step" and tensor.shape != own.shape:
-            raise CheckpointError(f"the optimizer's state {name} is not of its parameter's shape")
-        state.setdefault(int(number), {})[key] = (
-            tensor if key == "step" else torch.empty_like(own, requires_grad=False).copy_(tensor)
-        )
+        _, key, of = name.split("/", 2)
+        weight = weights.get(of)
+        if weight is None or (tensor.ndim and tensor.shape != weight.shape):
+            raise CheckpointError(f"its optimizer trained {printable(of)}, which is another weight here, or none")
+        own = torch.empty_like(weight, requires_grad=False).copy_(tensor) if tensor.ndim or not weight.ndim else tensor
+        state.setdefault(order[id(weight)], {})[key] = own
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
