@@ -519,3 +519,29 @@ def test_what_torch_would_refuse_of_an_optimizer_is_told_at_its_line(tmp_path: P
         yamlfile.load(tmp_path / "s.yaml")
     with pytest.raises(SpecError, match=r"optimizer\.betas\[0\]: must be less than 1, not 2"):
         yamlfile.load(tmp_path / "s.yaml", ["optimizer={name: adam, betas: [2, 0.9]}"])
+
+
+@pytest.mark.parametrize(
+    "written", ["never", "1 hour", "1.5 epochs", "-3 steps", "steps", "{every: never}", "{every: 2.5 minutes}"]
+)
+def test_an_interval_of_saving_that_is_none_says_what_is_wanted(written: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(f"backbone: resnet18\ntarget: {{train: x}}\ncheckpoint: {written}\n")
+    with pytest.raises(
+        SpecError, match=r"a.yaml:3: checkpoint.*must be auto, or a whole number of steps, epochs or minutes"
+    ):
+        yamlfile.load(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("written", "due"),
+    [
+        ("auto", {"step 7": False, "epoch 1": True, "600 s": True}),
+        ("7 steps", {"step 7": True, "epoch 1": False, "600 s": False}),
+        ("2 epochs", {"step 7": False, "epoch 1": False, "600 s": False}),
+        ("10 minutes", {"step 7": False, "epoch 1": False, "600 s": True}),
+    ],
+)
+def test_when_a_save_is_due(written: str, due: dict[str, bool], tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(f"backbone: resnet18\ntarget: {{train: x}}\ncheckpoint: {written}\n")
+    every = yamlfile.load(tmp_path / "a.yaml").spec.checkpoint.of_epochs()
+    assert due == {"step 7": every.due(7, 1.0), "epoch 1": every.due(9, 1.0, 1), "600 s": every.due(9, 600.0)}

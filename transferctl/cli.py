@@ -330,7 +330,8 @@ def _fail(display: Display, code: ExitCode, message: str, numbers: dict[str, Any
     with contextlib.suppress(TransferctlError):  # stderr takes no more
         display.error(message)
     with contextlib.suppress(TransferctlError):  # stdout takes no more; told above
-        display.json({"status": "failed"} | (numbers or {}) | {"exit_code": int(code), "error": message})
+        status = "interrupted" if code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED) else "failed"
+        display.json({"status": status} | (numbers or {}) | {"exit_code": int(code), "error": message})
     sys.exit(int(code))
 
 
@@ -341,8 +342,12 @@ def main() -> None:
         code = app(prog_name="transferctl", standalone_mode=False)
         sys.stdout.flush()
         sys.exit(code or ExitCode.OK)
+    except SystemExit as ended:
+        if ended.code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED):
+            _leave_at_once(int(ended.code))
+        raise
     except signals.ENDING as error:  # while another ending was told
-        sys.exit(int(ending(error)[0]))
+        _leave_at_once(int(ending(error)[0]))
     except Exception as error:
         from transferctl.display import Display, silence
 
@@ -354,6 +359,14 @@ def main() -> None:
             silence(sys.stdout)
             message = f"stdout: cannot write: {error.strerror}"
         _fail(Display("--json" in sys.argv), code, message)
+
+
+def _leave_at_once(code: int) -> NoReturn:
+    """CPython ends a `-m` by SIGINT, whatever the exit code, once an interrupt has passed through an import."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _mend_streams() -> None:

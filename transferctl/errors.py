@@ -127,6 +127,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     other words for it."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
+    if isinstance(error, ImportError):
+        return "failed to map segment" in str(error)
     words = ("DefaultCPUAllocator", "std::bad_alloc", "could not create a primitive", "could not execute a primitive")
     is_torchs = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     return isinstance(error, MemoryError) or is_torchs or type(error).__name__ == "OutOfMemoryError"

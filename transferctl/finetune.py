@@ -132,6 +132,8 @@ def _start(setup: _Setup, folder: Run) -> tuple[Objective, tuple[str, ...]]:
     or as an earlier process saved it."""
     model, name = setup.model, checkpoint.name_of(0)
     saved = checkpoint.load(folder.path, name) if folder.is_resumed and checkpoint.is_whole(folder.path, name) else None
+    if saved is None and checkpoint.exists(folder.path, name):
+        setup.display.warn(f"{folder.path}: {name}, what fine-tuning starts from, is damaged, and made anew")
     facts: dict[str, Any] = {}
     if saved:
         checkpoint.link(folder.path, {"start": name})  # a kill can come between the two

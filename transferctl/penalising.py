@@ -86,7 +86,8 @@ def _once(
     prefix = f"{name}/"
     kept = {key.removeprefix(prefix): t.to(device) for key, t in references.items() if key.startswith(prefix)}
     if not kept:
-        kept = compute()
+        # laid out as a file gives it back: what a penalty sums in another order has other last bits
+        kept = {key: tensor.contiguous() for key, tensor in compute().items()}
         references |= {prefix + key: tensor for key, tensor in kept.items()}
     return kept
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from transferctl.yamlfile import SpecFile
 
 FREE = ("workers", "cache", "checkpoint", "name")  # settings that no weight depends on
+MEANT_BY = {
+    "weights": ("backbone.weights",),
+    "data": tuple(f"{domain}.{split}" for domain in ("target", "source") for split in ("train", "val", "test")),
+}  # what else is allowed with these
 SHOWN_PARTS = 10
 
 
@@ -84,7 +88,8 @@ def compare_environment(resumed: Resumed, before: Mapping[str, Any], now: Mappin
 
 def _summary(run: Path, verb: str) -> dict[str, Any]:
     if not run.is_dir():
-        raise CheckpointError(f"{printable(str(run))}: no such run folder; `ls runs` shows them")
+        what = "is a file, not a run folder" if run.exists() else "no such run folder"
+        raise CheckpointError(f"{printable(str(run))}: {what}; `ls runs` shows them")
     if lock.is_held(run):
         raise lock.held_by(run)
     if not (run / "spec.yaml").is_file():
@@ -123,7 +128,8 @@ def _text(value: Any) -> str:
 
 
 def _is_allowed(key: str, allowed: Collection[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in allowed)
+    names = [name for one in allowed for name in (one, *MEANT_BY.get(one, ()))]
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _refuse_unknown(allowed: Sequence[str], differences: Sequence[tuple[str, str]]) -> None:

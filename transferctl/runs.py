@@ -50,10 +50,14 @@ class Run:
 
     def rewind_metrics(self, size: int) -> bool:
         """Forget the lines after the first `size` bytes: what they are about is done again. False where the file does
-        not have so many."""
+        not have so many; then what is whole of it stays."""
         there = self.metrics_bytes()
-        os.truncate(self._metrics.fileno(), min(size, there))
-        return there >= size
+        if there < size:
+            lines = (self.path / "metrics.jsonl").read_bytes()
+            os.truncate(self._metrics.fileno(), lines.rfind(b"\n") + 1)
+            return False
+        os.truncate(self._metrics.fileno(), size)
+        return True
 
     def describe(self, name: str, text: str) -> None:
         """A file that says what the run is: written now, or for a resumed one once nothing speaks against going on."""

@@ -20,6 +20,7 @@ from transferctl.runs import Run
 from transferctl.savesettings import Every
 from transferctl.sizes import in_words
 from transferctl.trainingstate import Course, Position
+from transferctl.wording import counted
 
 SPARE_BYTES = 16 << 20  # for what a run writes besides checkpoints
 
@@ -114,6 +115,8 @@ class Saver:
                 return found, position, tensors | self._best_state(position, found, tensors)
             except Damaged as error:
                 self._display.warn(f"{found.path.name} cannot be used, falling back to an older one: {error}")
+        if checkpoint.any_of(self._run.path):
+            self._display.note("no checkpoint is there to go on from: the training begins anew")
         return None
 
     def _best_state(self, position: Position, found: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -160,7 +163,7 @@ class Saver:
         self._course = position.course()
         self._course.best_state = _part(tensors, "best/")
         self._saved = position.step, position.epochs
-        epochs_done = f"{position.epochs} epochs and " if position.epochs else ""
+        epochs_done = f"{counted(position.epochs, 'epoch')} and " if position.epochs else ""
         self._display.note(f"resuming {run} after {epochs_done}step {position.step} ({found.path.name})")
 
     def _refuse_full_disk(self) -> None:

@@ -79,7 +79,10 @@ _TYPE_WORDS = {
     "dict_type": "a mapping",
 }
 _SAY_WHAT_IS_WANTED = {*_TYPE_WORDS, "literal_error", "wrong_form"}
+_EVERY = "auto, or a whole number of steps, epochs or minutes (200 steps)"
 _PATTERNS = {
+    "checkpoint": _EVERY,
+    "every": _EVERY,
     "device": "auto, cpu, cuda, cuda:N or mps",
     "name": "letters, digits, '.', '_' or '-' (at most 100, starting with a letter or digit)",
 }
