@@ -49,8 +49,9 @@ def build(settings: Settings, start: PenaltyStart) -> EWC:
     fisher = {name: tensor for name, tensor in kept.items() if name != SAMPLES}
     trained = [name for name, p in start.model.backbone.named_parameters(prefix="backbone") if p.requires_grad]
     largest = max((float(fisher[name].max()) for name in trained), default=0.0)
+    n = int(kept[SAMPLES])
     start.note(
-        f"penalties.ewc: the Fisher information ({settings.fisher}) is a mean over {int(kept[SAMPLES])} source training "
+        f"penalties.ewc: the Fisher information ({settings.fisher}) is a mean over {n} source training "
         f"images; its largest entry of a backbone weight that trains, {largest:.3g}, times the weight is the sharpest "
         "curvature"
     )
