@@ -1,6 +1,6 @@
 """Every kill and every failing call, once each, and a table of what came of them.
 
-    python tests/faults/table.py [--kills 300] [--seed 0] [--jobs 1] [--every 1] [--folder DIR] [--keep]
+    python tests/faults/table.py [--kills 300] [--seed 0] [--jobs 1] [--every 1] [--subjects NAME …] [--folder DIR] [--keep]
 
 Prints what was not survived as it comes; exits 1 if anything was not, or if there were fewer kills.
 """
@@ -65,7 +65,7 @@ def main() -> None:
     with ExitStack() as stack:
         made = subjects(folder / "material")
         crew = [_trials(stack, folder / f"job{number}", options.keep) for number in range(options.jobs)]
-        references = {name: _reference(crew, made[name]) for name in (*SHORT, "long")}
+        references = {name: _reference(crew, made[name]) for name in options.subjects}
         for title, over, planned in _kinds(references, crew[0], folder, options):
             rows.append(_done(title, over, planned, crew))
             print(rows[-1], flush=True)
@@ -83,6 +83,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of random instants")
     parser.add_argument("--jobs", type=int, default=1, help="trials at the same time")
     parser.add_argument("--every", type=int, default=1, help="one in so many of the trials, for a quick look")
+    parser.add_argument(
+        "--subjects", nargs="+", choices=[*SHORT, "long"], default=[*SHORT, "long"], help="default: all"
+    )
     parser.add_argument("--folder", help="where to work; default: where temporary files go")
     parser.add_argument("--keep", action="store_true", help="keep the folders of what was not survived")
     return parser.parse_args()
@@ -105,31 +108,48 @@ def _kinds(
 ) -> Iterator[tuple[str, str, Iterable[plans.Planned]]]:
     """Title, what the trials go through, the trials."""
     random.seed(options.seed)
-    long = references["long"]
     mountable = folder if can_mount(folder) else None
-    few = lambda planned, every=1: islice(planned, 0, None, every * options.every)  # noqa: E731
-    yield "long, SIGKILL at random instants", f"{long.seconds:.1f} s", few(plans.kills_at_random(long, 100))
-    yield "long, SIGTERM or SIGINT at random instants", f"{long.seconds:.1f} s", few(plans.signals_at_random(long, 40))
-    yield "long, a worker killed at random instants", f"{long.seconds:.1f} s", few(plans.workers_killed(long, 10))
-    for name in SHORT:
+    for name in options.subjects:
+        if name == "long":
+            yield from _of_long(references["long"], options)
+            continue
         reference = references[name]
         n = len(reference.calls)
         calls = f"{n} calls"
         stopped = Fault(KILL, n * 2 // 3)
-        yield f"{name}, SIGKILL at each call", calls, few(plans.kills(reference))
+        yield f"{name}, SIGKILL at each call", calls, _few(options, plans.kills(reference))
         again = plans.kills_of_the_next(reference, stopped, trials)
-        yield f"{name}, SIGKILL at call {stopped.at}, then at each call of what carries on", calls, few(again)
-        yield f"{name}, SIGTERM at each call", calls, few(plans.signals_at_calls(reference, SIGTERM))
-        yield f"{name}, ENOSPC at each call", calls, few(plans.failures(reference, errno.ENOSPC))
-        yield f"{name}, EIO at each call", calls, few(plans.failures(reference, errno.EIO))
-        yield f"{name}, a full disk from each call on", calls, few(plans.full_disks(reference))
-        yield f"{name}, a clock that goes back a day", calls, few(plans.clocks_back(reference), 5)
+        yield f"{name}, SIGKILL at call {stopped.at}, then at each call of what carries on", calls, _few(options, again)
+        yield f"{name}, SIGTERM at each call", calls, _few(options, plans.signals_at_calls(reference, SIGTERM))
+        yield f"{name}, ENOSPC at each call", calls, _few(options, plans.failures(reference, errno.ENOSPC))
+        yield f"{name}, EIO at each call", calls, _few(options, plans.failures(reference, errno.EIO))
+        yield f"{name}, a full disk from each call on", calls, _few(options, plans.full_disks(reference))
+        yield f"{name}, a clock that goes back a day", calls, _few(options, plans.clocks_back(reference), 5)
         yield f"{name}, read-only folders", "all, cache" + (", tmpfs" if mountable else ""), plans.read_only(reference, mountable)  # fmt: skip
         if mountable:
             size = f"to {reference.bytes * 3 // 2 >> 10:,} KiB"
-            yield f"{name}, a full tmpfs", size, few(plans.small_disks(reference, mountable, 20))
+            yield f"{name}, a full tmpfs", size, _few(options, plans.small_disks(reference, mountable, 20))
         else:
             print("a full tmpfs: left out, as mounting is not allowed here")
+
+
+def _of_long(long: Reference, options: argparse.Namespace) -> Iterator[tuple[str, str, Iterable[plans.Planned]]]:
+    """At random instants."""
+    yield "long, SIGKILL at random instants", f"{long.seconds:.1f} s", _few(options, plans.kills_at_random(long, 100))
+    yield (
+        "long, SIGTERM or SIGINT at random instants",
+        f"{long.seconds:.1f} s",
+        _few(options, plans.signals_at_random(long, 40)),
+    )
+    yield (
+        "long, a worker killed at random instants",
+        f"{long.seconds:.1f} s",
+        _few(options, plans.workers_killed(long, 10)),
+    )
+
+
+def _few(options: argparse.Namespace, planned: Iterable[plans.Planned], every: int = 1) -> Iterable[plans.Planned]:
+    return islice(planned, 0, None, every * options.every)
 
 
 def _done(title: str, over: str, planned: Iterable[plans.Planned], crew: Sequence[Trials]) -> Row:
