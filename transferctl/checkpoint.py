@@ -166,7 +166,8 @@ def _remove(folder: Path) -> None:
         aside = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(aside, ignore_errors=True)
         folder = folder.rename(aside)
-    shutil.rmtree(folder, ignore_errors=True)
+    for _ in range(2):  # what a fault has left of it goes at the second time; a training does not end for it
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def keep_linked_alone(run: Path) -> None:
