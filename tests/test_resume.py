@@ -257,6 +257,17 @@ def test_allowed_data_and_weights_may_lie_elsewhere(stopped: Path, tmp_path: Pat
     assert invoke(*arguments, "--allow", "data")[0] == 0
 
 
+def test_a_run_that_started_from_another_is_resumed_by_its_own_spec_too(
+    spec: Path, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head is that of the run it starts from, whatever the spec says of it or leaves out."""
+    _, first = invoke("extract", spec, "--runs-dir", tmp_path / "runs", "--set", "head.hidden=[5]")
+    arguments = ["finetune", spec, "--set", f"from={first['run']}", "--set", "head_first=null"]
+    assert stopped_after(7, Terminated(), monkeypatch, *arguments, "--runs-dir", tmp_path / "runs") == 143
+    code, _ = invoke(*arguments, "--resume", the_run(tmp_path / "runs"))
+    assert code == 0
+
+
 def test_a_mistyped_allow_is_an_error(stopped: Path, invoke: Invoke) -> None:
     code, answer = invoke("finetune", "--resume", stopped, "--set", "epochs=4", "--allow", "epoch")
     assert code == 2 and "--allow epoch: is no setting" in answer["error"]

@@ -70,7 +70,7 @@ def run(spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = 
     """Fine-tune from the backbone's weights, or from the best checkpoint of the run `from`, head included; or go on
     with a run that was stopped."""
     penalising.refuse_unmet_needs(spec)
-    given, setup = yamlfile.dump(spec), _set_up(spec, runs_dir, display)
+    setup = _set_up(spec, runs_dir, display)
     spec, model, target = setup.spec, setup.model, setup.domains["target"]
     splits = list(setup.splits.values())
     read = [table.split for table in setup.inputs.tables]
@@ -78,7 +78,7 @@ def run(spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = 
     with pipeline.naming_all_broken(splits, spec, display):
         pipeline.read_ahead(late, spec, display)
     with (
-        runs.start(runs_dir, "finetune", spec.name, given, display, resumed) as folder,
+        runs.start(runs_dir, "finetune", spec.name, yamlfile.dump(spec), display, resumed) as folder,
         pipeline.naming_all_broken(splits, spec, display),
     ):
         results.describe_run(folder, spec.seed, setup.compute, model, setup.splits, display, resumed=resumed)

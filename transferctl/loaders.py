@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, count, islice, pairwise
 from typing import Any, NamedTuple
@@ -387,8 +388,21 @@ def _loader(
     try:
         yield from rows
     finally:
-        with signals.held():  # Python drops what is raised in a __del__, in which torch ends its workers
+        with signals.held(), _deaths_unheeded():  # Python drops what is raised in a __del__, where torch ends them
             del rows
+
+
+@contextmanager
+def _deaths_unheeded() -> Iterator[None]:
+    """Inside, a worker that dies raises nothing, wherever the main thread is: all are about to end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # handlers run in the main thread alone
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def _leave_quietly(worker: int) -> None:

@@ -50,11 +50,11 @@ def load(
         file = replace(file, spec=file.spec.model_copy(update={"name": own.spec.name}))
     differences = list(_differences(_settings(own), _settings(file)))
     _refuse_unknown(allowed, differences)
-    if refused := [text for key, text in differences if not _is_allowed(key, (*FREE, *allowed))]:
-        keys = [key for key, _ in differences if not _is_allowed(key, (*FREE, *allowed))]
-        raise changed(run, refused, keys)
+    free = (*FREE, "head") if own.spec.from_run else FREE  # the head is that of the run that it starts from
+    if refused := {key: text for key, text in differences if not _is_allowed(key, (*free, *allowed))}:
+        raise changed(run, list(refused.values()), list(refused))
     finished = summary if summary.get("status") == "finished" else None
-    if finished and (changes := [text for key, text in differences if not _is_allowed(key, FREE)]):
+    if finished and (changes := [text for key, text in differences if not _is_allowed(key, free)]):
         message = f"{run}: is finished, with other settings: {'; '.join(changes[:SHOWN_PARTS])}"
         raise CheckpointError(f"{message}; begin a new run, with --from {run} to start from its best model")
     return file, Resumed(run, tuple(allowed), finished)
