@@ -410,3 +410,6 @@ def _leave_quietly(worker: int) -> None:
     goes; at SIGINT it waits for that, as one that dies in a queue's lock can leave the main process hanging."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    # What a worker raises reaches the main process as a value; its thread that hands over descriptors
+    # (multiprocessing.resource_sharer) would print a traceback where the other end is gone.
+    sys.excepthook = lambda *_: None
