@@ -32,13 +32,18 @@ class Share(NamedTuple):
 def of(batch: Batch, parts: int) -> Iterator[tuple[Batch, Share]]:
     """The batch in so many micro-batches, source rows first in each, both domains spread evenly."""
     n_source, n_target = batch.n_source, len(batch.labels) - batch.n_source
-    for i in range(parts):
-        source = slice(i * n_source // parts, (i + 1) * n_source // parts)
-        target = slice(n_source + i * n_target // parts, n_source + (i + 1) * n_target // parts)
+    for source, target in _cuts(n_source, n_target, parts):
         counts = source.stop - source.start, target.stop - target.start
         if any(counts):
             share = Share(counts[0] / max(n_source, 1), counts[1] / max(n_target, 1), n_source > 0)
             yield (batch if parts == 1 else _rows(batch, source, target)), share
+
+
+def _cuts(n_source: int, n_target: int, parts: int) -> Iterator[tuple[slice, slice]]:
+    """Source and target rows of each part."""
+    for i in range(parts):
+        source = slice(i * n_source // parts, (i + 1) * n_source // parts)
+        yield source, slice(n_source + i * n_target // parts, n_source + (i + 1) * n_target // parts)
 
 
 def _rows(batch: Batch, source: slice, target: slice) -> Batch:
@@ -84,8 +89,13 @@ def halving(
 
 def _more_parts(batch: Batch, parts: int, least: int) -> int:
     """Twice as many, or as many as leave so many samples in each; as many as before where there are none."""
-    sizes = {n: min(len(part.labels) for part, _ in of(batch, n)) for n in range(2 * parts, parts, -1)}
-    return next((n for n, size in sizes.items() if size >= least and n <= len(batch.labels)), parts)
+    n_source, n_target = batch.n_source, len(batch.labels) - batch.n_source
+
+    def smallest(n: int) -> int:
+        cuts = _cuts(n_source, n_target, n)
+        return min(source.stop - source.start + target.stop - target.start for source, target in cuts)
+
+    return next((n for n in range(2 * parts, parts, -1) if smallest(n) >= least), parts)
 
 
 def parts_in_words(parts: int) -> str:
