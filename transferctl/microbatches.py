@@ -33,7 +33,7 @@ def of(batch: Batch, parts: int) -> Iterator[tuple[Batch, Share]]:
     """The batch in so many micro-batches, source rows first in each, both domains spread evenly."""
     n_source, n_target = batch.n_source, len(batch.labels) - batch.n_source
     for source, target in _cuts(n_source, n_target, parts):
-        counts = source.stop - source.start, target.stop - target.start
+        counts = _rows_in(source), _rows_in(target)
         if any(counts):
             share = Share(counts[0] / max(n_source, 1), counts[1] / max(n_target, 1), n_source > 0)
             yield (batch if parts == 1 else _rows(batch, source, target)), share
@@ -46,6 +46,10 @@ def _cuts(n_source: int, n_target: int, parts: int) -> Iterator[tuple[slice, sli
         yield source, slice(n_source + i * n_target // parts, n_source + (i + 1) * n_target // parts)
 
 
+def _rows_in(cut: slice) -> int:
+    return int(cut.stop - cut.start)
+
+
 def _rows(batch: Batch, source: slice, target: slice) -> Batch:
     def both(rows: Tensor) -> Tensor:
         return torch.cat([rows[source], rows[target]])
@@ -54,7 +58,7 @@ def _rows(batch: Batch, source: slice, target: slice) -> Batch:
         batch,
         inputs=both(batch.inputs),
         labels=both(batch.labels),
-        n_source=source.stop - source.start,
+        n_source=_rows_in(source),
         names=batch.names[source] + batch.names[target],
         mixed=batch.mixed and replace(batch.mixed, partners=both(batch.mixed.partners), share=both(batch.mixed.share)),
         digests=None,
@@ -92,8 +96,7 @@ def _more_parts(batch: Batch, parts: int, least: int) -> int:
     n_source, n_target = batch.n_source, len(batch.labels) - batch.n_source
 
     def smallest(n: int) -> int:
-        cuts = _cuts(n_source, n_target, n)
-        return min(source.stop - source.start + target.stop - target.start for source, target in cuts)
+        return min(_rows_in(source) + _rows_in(target) for source, target in _cuts(n_source, n_target, n))
 
     return next((n for n in range(2 * parts, parts, -1) if smallest(n) >= least), parts)
 
