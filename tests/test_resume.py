@@ -373,6 +373,17 @@ def test_without_environment_json_nothing_can_be_compared_which_must_be_allowed(
     assert invoke("finetune", "--resume", stopped, "--allow", "data", "--allow", "weights")[0] == 0
 
 
+@pytest.mark.parametrize(
+    "lie", [{"data": []}, {"data": {"target.train": 5}}, {"files": [1]}, {"files": {"target.train": {"bytes": "x"}}},
+            {"files": {"target.train": 7}}, {"earlier": 5}, {"packages": 3}]
+)  # fmt: skip
+def test_an_environment_that_lies_is_no_bug(lie: dict[str, Any], stopped: Path, invoke: Invoke) -> None:
+    values = json.loads((stopped / "environment.json").read_text())
+    (stopped / "environment.json").write_text(json.dumps(values | lie))
+    code, answer = invoke("finetune", "--resume", stopped)
+    assert code == (0 if {"earlier", "packages"} & set(lie) else 4), answer
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", ".summary.json.tmp", "lock"])
 def test_a_link_in_a_run_folder_is_not_written_through(
     name: str, stopped: Path, tmp_path: Path, invoke: Invoke

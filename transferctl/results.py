@@ -44,7 +44,8 @@ def describe_run(
         before = runs.read_environment(resumed.run)
         if before or checkpoint.any_of(resumed.run):
             resuming.compare_environment(resumed, before, environment, display)
-        environment["earlier"] = [*before.pop("earlier", []), *([before] if before else [])]
+        earlier = before.pop("earlier", [])
+        environment["earlier"] = [*(earlier if isinstance(earlier, list) else []), *([before] if before else [])]
     run.describe("environment.json", runs.json_text(environment))
     run.describe("classes.json", runs.json_text({domain: list(names) for domain, names in model.classes.items()}))
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transferctl.display import Display
     from transferctl.yamlfile import SpecFile
 
+RESUMABLE = ("pretrain", "extract", "finetune")
 FREE = ("workers", "cache", "checkpoint", "name")  # settings that no weight depends on
 MEANT_BY = {
     "weights": ("backbone.weights",),
@@ -49,7 +50,7 @@ def load(
     if file.spec.name != own.spec.name:  # a file's name is not a setting that anybody chose
         file = replace(file, spec=file.spec.model_copy(update={"name": own.spec.name}))
     differences = list(_differences(_settings(own), _settings(file)))
-    _refuse_unknown(allowed, differences)
+    _refuse_unknown(allowed)
     free = (*FREE, "head") if own.spec.from_run else FREE  # the head is that of the run that it starts from
     if refused := {key: text for key, text in differences if not _is_allowed(key, (*free, *allowed))}:
         raise changed(run, list(refused.values()), list(refused))
@@ -102,8 +103,8 @@ def _summary(run: Path, verb: str) -> dict[str, Any]:
     if found != verb:
         way = (
             f"go on with it by `transferctl {found} --resume`"
-            if found in ("pretrain", "extract", "finetune")
-            else ("only pretrain, extract and finetune can be resumed")
+            if found in RESUMABLE
+            else "only pretrain, extract and finetune can be resumed"
         )
         raise CheckpointError(f"{run}: is a run of {printable(str(found))}, not of {verb}; {way}")
     return summary
@@ -132,7 +133,7 @@ def _is_allowed(key: str, allowed: Collection[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
-def _refuse_unknown(allowed: Sequence[str], differences: Sequence[tuple[str, str]]) -> None:
+def _refuse_unknown(allowed: Sequence[str]) -> None:
     """A mistyped --allow would allow nothing, in silence."""
     from transferctl.spec import Spec
 
@@ -143,18 +144,23 @@ def _refuse_unknown(allowed: Sequence[str], differences: Sequence[tuple[str, str
 
 
 def _data_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    listings = before.get("data", {}), now["data"]
-    files = before.get("files", {}), now["files"]
+    listings = _mapping(before.get("data")), now["data"]
+    files = _mapping(before.get("files")), now["files"]
     for name in dict.fromkeys([*listings[0], *listings[1]]):
         was, is_now = (listing.get(name) for listing in listings)
-        facts, facts_now = ((one.get(name) or {}) for one in files)
+        facts, facts_now = (_mapping(one.get(name)) for one in files)
         if was is None or is_now is None:
             yield f"{name}: {'is new' if was is None else 'is gone'}"
         elif counts := list(_differences(facts.get("samples"), facts_now.get("samples"))):
             yield f"{name}, samples of {shown([text for _, text in counts])}"
         elif was != is_now:
             yield f"{name}: its samples have other names or labels"
-        elif facts.get("bytes") != facts_now.get("bytes"):
-            yield f"{name}: its files have {facts_now.get('bytes'):,} bytes, {facts.get('bytes'):,} in the run"
+        elif sizes := list(_differences(facts.get("bytes"), facts_now.get("bytes"), "bytes of its files")):
+            yield f"{name}, {sizes[0][1]}"
         elif facts.get("written") != facts_now.get("written"):
             yield f"{name}: some of its files have been written since"
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """environment.json may come from anyone."""
+    return value if isinstance(value, Mapping) else {}

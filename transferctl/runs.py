@@ -22,10 +22,9 @@ from typing import IO, Any
 from transferctl import jsontext, lock, signals
 from transferctl.display import Display, appended
 from transferctl.errors import ExitCode, TransferctlError, ending, from_os_error
-from transferctl.resuming import Resumed
+from transferctl.resuming import RESUMABLE, Resumed
 
 SCHEMA_VERSION = 1
-RESUMABLE = ("pretrain", "extract", "finetune")
 
 
 class Run:
