@@ -87,11 +87,11 @@ def test_training_goes_on_from_the_newest_that_is_whole_and_says_loudly_what_is_
     _save(tmp_path, 3, scored=False, training=True)
     _save(tmp_path, 3, ("last",), training=True)  # of the same step, but scored: the newer one
     said: list[str] = []
-    assert next(checkpoint.resumable(tmp_path, said.append)).path.name == "step-000003"
+    assert next(checkpoint.resumable(tmp_path, said.append))[0].path.name == "step-000003"
     assert not said
     state = tmp_path / "checkpoints" / "step-000003" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-1])
-    assert next(checkpoint.resumable(tmp_path, said.append)).path.name == "step-000003-unscored"
+    assert next(checkpoint.resumable(tmp_path, said.append))[0].path.name == "step-000003-unscored"
     assert len(said) == 1 and "step-000003 cannot be used, falling back" in said[0] and "damaged" in said[0]
 
 

@@ -211,8 +211,9 @@ def _how_to_go_on(run: Path) -> str:
     return f" (--resume {run} goes on with it)" if any_of(run) else ""
 
 
-def resumable(run: Path, say: Callable[[str], None]) -> Iterator[Checkpoint]:
-    """What training can go on from, the newest first, each verified; of those that are damaged `say` is told.
+def resumable(run: Path, say: Callable[[str], None]) -> Iterator[tuple[Checkpoint, dict[str, Tensor]]]:
+    """What training can go on from, the newest first, and its tensors beside the weights; all verified, and of those
+    that are damaged `say` is told.
 
     Raises CheckpointError for one that cannot be read now, or not by this version: it may be whole."""
     if (run / "checkpoints").is_symlink():
@@ -225,9 +226,8 @@ def resumable(run: Path, say: Callable[[str], None]) -> Iterator[Checkpoint]:
                 raise CheckpointError(f"{folder}: {message} goes on from; begin anew, or with --from {run}")
             if "training" not in manifest:
                 continue
-            for name in manifest["files"]:
-                _verify(folder, name, manifest["files"])
-            yield Checkpoint(folder, _verified(folder, WEIGHTS_FILE, manifest["files"]), manifest)
+            found = Checkpoint(folder, _verified(folder, WEIGHTS_FILE, manifest["files"]), manifest)
+            yield found, found.tensors(STATE_FILE)
         except (Damaged, FileNotFoundError) as error:
             say(f"{folder.name} cannot be used, falling back to an older one: {error}")
 

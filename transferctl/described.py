@@ -14,7 +14,7 @@ from transferctl.checkpoint import Checkpoint
 from transferctl.errors import CheckpointError
 from transferctl.spec import Pixels, Triple
 from transferctl.weights import is_finite
-from transferctl.wording import counted, one_line, shown
+from transferctl.wording import counted, faults_in, shown
 
 
 class _Described(BaseModel):
@@ -70,9 +70,8 @@ def refuse_faulty(checkpoint: Checkpoint) -> None:
     try:
         _Model.model_validate(checkpoint.manifest)
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, one['loc']))}: {one_line(one['msg'])}" for one in error.errors()]
         raise CheckpointError(
-            f"{checkpoint.path}/manifest.json: does not describe a model ({shown(faults)}); use a run folder as "
+            f"{checkpoint.path}/manifest.json: does not describe a model ({faults_in(error)}); use a run folder as "
             "transferctl wrote it"
         ) from None
 

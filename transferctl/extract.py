@@ -45,6 +45,7 @@ def run(spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = 
     unused += ["pretrain"] if spec.backbone.weights != "source" and spec.baseline is None else []
     if spec.head.solver == "lbfgs":  # the network from scratch has epochs of its own, but this batch size
         unused += [key for key in plan.OF_SGD if key != "batch_size" or spec.baseline is None]
+        unused += ["checkpoint"]
     pipeline.say_unused(spec, unused, "extract (the backbone is frozen, features are computed once)", display)
     display.note(f"objective: {plan.extract(spec)}")
     with (
@@ -69,7 +70,6 @@ def run(spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = 
                 seed=spec.seed, run=folder, saver=saver,
             )  # fmt: skip
         results.save_fitted(folder, model, fitted)
-        folder.summary |= {"best": fitted.best, "last": fitted.last | {"val": results.headline(fitted.last["val"])}}
         scoring.score_best(folder, model, task, target, lambda split: features.evaluation_batches(tables[split.name]),
                            model.features_of, compute, display)  # fmt: skip
         if spec.baseline:

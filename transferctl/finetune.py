@@ -27,6 +27,7 @@ from transferctl import (
     yamlfile,
 )
 from transferctl.cache.cache import Cache, open_cache
+from transferctl.checkpoint import Checkpoint, Damaged
 from transferctl.contracts import Task
 from transferctl.data import DomainData, Split
 from transferctl.device import Compute
@@ -130,13 +131,10 @@ def _set_up(spec: Spec, runs_dir: Path, display: Display) -> _Setup:
 def _start(setup: _Setup, folder: Run) -> tuple[Objective, tuple[str, ...]]:
     """The objective, and the domains whose heads have random weights, with the model as fine-tuning starts it; saved,
     or as an earlier process saved it."""
-    model, name = setup.model, checkpoint.name_of(0)
-    saved = checkpoint.load(folder.path, name) if folder.is_resumed and checkpoint.is_whole(folder.path, name) else None
-    if saved is None and checkpoint.exists(folder.path, name):
-        setup.display.warn(f"{folder.path}: {name}, what fine-tuning starts from, is damaged, and made anew")
+    model = setup.model
+    saved, references = _saved_start(folder, setup.display)
     facts: dict[str, Any] = {}
     if saved:
-        checkpoint.link(folder.path, {"start": name})  # a kill can come between the two
         load_state(model, saved)
         facts = {key: saved.manifest[key] for key in ("untrained_heads", "head_first") if key in saved.manifest}
         if not penalising.source_head_trains(setup.spec):
@@ -147,11 +145,25 @@ def _start(setup: _Setup, folder: Run) -> tuple[Objective, tuple[str, ...]]:
             facts["untrained_heads"], facts["head_first"] = _heads_first(setup, setup.spec.head_first)
     if "head_first" in facts:
         folder.summary["head_first"] = facts["head_first"]
-    references = saved.tensors(checkpoint.REFERENCES_FILE) if saved else {}
     objective = _objective(setup, references)
     if saved is None:
         results.save_start(folder, model, facts, references)
     return objective, tuple(facts["untrained_heads"])
+
+
+def _saved_start(folder: Run, display: Display) -> tuple[Checkpoint | None, dict[str, Tensor]]:
+    """What an earlier process of the run saved of its start, and what penalties had computed of it."""
+    name = checkpoint.name_of(0)
+    if not folder.is_resumed or not checkpoint.exists(folder.path, name):
+        return None, {}
+    try:
+        saved = checkpoint.load(folder.path, name)
+        references = saved.tensors(checkpoint.REFERENCES_FILE)
+    except Damaged as error:
+        display.warn(f"what fine-tuning starts from is made anew: {error}")
+        return None, {}
+    checkpoint.link(folder.path, {"start": name})  # a kill can come between a checkpoint and its link
+    return saved, references
 
 
 def _heads_first(setup: _Setup, settings: HeadFirstSettings) -> tuple[list[str], dict[str, Any]]:

@@ -105,11 +105,12 @@ def solve(
     _say(found, domain, display)
     _put(found, model.heads[domain])
     metrics = scoring.measure(model, task, features.evaluation_batches(val), model.features_of, compute, domain)
-    last = {"epoch": found.iterations, "step": found.iterations, "val": metrics}
+    last: dict[str, Any] = {"epoch": found.iterations, "step": found.iterations, "val": results.headline(metrics)}
     numbers = {"loss": found.loss, "objective": found.objective, "gradient": found.gradient}
     if run:
         run.log_metrics(step=found.iterations, epoch=found.iterations, split="train", **numbers)
-        run.log_metrics(step=found.iterations, epoch=found.iterations, split="val", **results.headline(metrics))
+        run.log_metrics(step=found.iterations, epoch=found.iterations, split="val", **last["val"])
+        run.summary |= {"best": last, "last": last}
     state = {f"heads.{domain}.{name}": t.detach().clone() for name, t in model.heads[domain].state_dict().items()}
     said = {"regularisation": alpha, "converged": found.converged, "tolerance": found.tolerance, **numbers}
     return Fitted(last, last, state), said | {"iterations": found.iterations, "passes": found.passes} | facts
@@ -215,6 +216,4 @@ def head_first(
         f"head first: {domain} head after epoch {fitted.best['epoch']} of {fitted.last['epoch']}: val accuracy "
         f"{val['accuracy']:.4f} loss {val['loss']:.4f}"
     )
-    return (
-        fitted.best | facts | {"val": results.headline(val)}
-    )  # a confusion matrix of a thousand classes is a million lines
+    return fitted.best | facts

@@ -61,6 +61,7 @@ OF_SGD = (
     "keep",
     "early_stopping",
     "ema",
+    "on_oom",
 )  # not of L-BFGS
 
 

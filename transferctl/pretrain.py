@@ -96,7 +96,7 @@ def _train(
     task = pipeline.task_of(spec)
     settings = spec.pretrain
     unused = ["from_run", "frozen", "batchnorm", "head", "head_first", "target_weight", "penalties", "baseline"]
-    unused += ["augment", "ema", "keep", "early_stopping", "label_smoothing"]  # those under `pretrain` count
+    unused += ["augment", "ema", "keep", "early_stopping", "label_smoothing", "on_oom"]  # those under `pretrain` count
     unused += [f"source.{key}" for key in (*plan.OF_THE_JOINT_STEP, "rehearsal")]
     unused += plan.OF_FROZEN_STAGES
     pipeline.say_unused(spec, unused, "pretrain (everything is trained)", display)

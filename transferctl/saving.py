@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from transferctl import checkpoint, results, trainingstate
+from transferctl import checkpoint, trainingstate
 from transferctl.checkpoint import STATE_FILE, WEIGHTS_FILE, Checkpoint, Damaged
 from transferctl.display import Display
 from transferctl.ema import Ema
@@ -46,7 +46,8 @@ class Saver:
         self._found: tuple[Checkpoint, Position, dict[str, Tensor]] | None = None
         if run.is_resumed:
             self._found = self._newest()
-            self._go_back_to(self._found)
+            if self._found is None:
+                self._go_back_to(None)
         self.begins = self._found is None
         self.first_step = self._found[1].step if self._found else 0
         self._saved_at_s = time.monotonic()
@@ -62,6 +63,7 @@ class Saver:
         self._course = course
         if self._found:
             self._restore(*self._found, epochs)
+            self._go_back_to(self._found)
             self._found = None
         self._refuse_full_disk()
         self._run.settle()
@@ -96,7 +98,7 @@ class Saver:
         manifest = self._model.describe() | {"epoch": course.epochs, "step": course.step}
         manifest |= {"training": position.model_dump()}
         if scored:
-            manifest["val"] = results.headline(course.last["val"])
+            manifest["val"] = course.last["val"]
         files = {WEIGHTS_FILE: state_for_checkpoint(self._model), STATE_FILE: tensors}
         checkpoint.save(run.path, checkpoint.name_of(course.step, scored=scored), files, manifest, links)
         self._saved, self._saved_at_s = (course.step, course.epochs), time.monotonic()
@@ -109,9 +111,9 @@ class Saver:
 
     def _newest(self) -> tuple[Checkpoint, Position, dict[str, Tensor]] | None:
         """The newest checkpoint that is whole, and its best epoch's weights too."""
-        for found in checkpoint.resumable(self._run.path, self._display.warn):
+        for found, tensors in checkpoint.resumable(self._run.path, self._display.warn):
             try:
-                position, tensors = trainingstate.read_position(found), found.tensors(STATE_FILE)
+                position = trainingstate.read_position(found)
                 return found, position, tensors | self._best_state(position, found, tensors)
             except Damaged as error:
                 self._display.warn(f"{found.path.name} cannot be used, falling back to an older one: {error}")

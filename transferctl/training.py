@@ -117,18 +117,18 @@ def fit(  # noqa: PLR0912, PLR0915 (the loop tells the story)
                             saver.epoch_done(is_best=is_best)
                 is_over = epoch == settings.epochs or _waited_enough(course, settings, frozen)
                 if run:
-                    run.summary |= course.epochs_of_note()
                     display.epoch(_epoch_line(epoch, settings.epochs, means, val, course.best), is_over)
         except signals.ENDING:
             if saver:
                 saver.interrupted()
             raise
+        finally:
+            if run:
+                run.summary |= course.epochs_of_note()
     if course.epochs < settings.epochs:
         display.note(f"stopped early, after epoch {course.epochs}: no better one since epoch {course.best['epoch']}")
     if ema:
         ema.settle()
-    if run:
-        run.summary |= course.epochs_of_note()
     return Fitted(course.best, course.last, course.best_state)
 
 

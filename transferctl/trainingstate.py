@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transferctl.checkpoint import Checkpoint
 from transferctl.ema import Ema
 from transferctl.errors import CheckpointError
-from transferctl.wording import one_line, printable, shown
+from transferctl.wording import faults_in, printable
 
 
 @dataclass
@@ -56,7 +56,8 @@ class Course:
 
     def epochs_of_note(self) -> dict[str, Any]:
         """For the summary."""
-        return {"best": self.best, "last": self.last} | ({"micro_batches": self.parts} if self.parts > 1 else {})
+        scored = {"best": self.best, "last": self.last} if self.best else {}
+        return scored | ({"micro_batches": self.parts} if self.parts > 1 else {})
 
 
 class _Saved(BaseModel):
@@ -100,6 +101,8 @@ class Position(_Saved):
             raise ValueError(f"step {self.step} is not in epoch {self.epochs + 1} of {self.steps_per_epoch} steps")
         if bool(self.epochs) != bool(self.best and self.last):
             raise ValueError("scored epochs have a best and a last one")
+        if self.loss_steps != self.step - done or bool(self.loss_steps) != ("loss" in self.losses):
+            raise ValueError(f"losses are those of {self.step - done} steps, not of {self.loss_steps}")
         return self
 
     @classmethod
@@ -124,8 +127,7 @@ def read_position(checkpoint: Checkpoint) -> Position:
     try:
         return Position.model_validate(checkpoint.manifest["training"])
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, one['loc']))}: {one_line(one['msg'])}" for one in error.errors()]
-        message = f"does not describe a training ({shown(faults)}); use a run folder as transferctl wrote it"
+        message = f"does not describe a training ({faults_in(error)}); use a run folder as transferctl wrote it"
         raise CheckpointError(f"{checkpoint.path}/manifest.json: {message}") from None
 
 

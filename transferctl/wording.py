@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 def shown(names: Sequence[str], most: int = 3) -> str:
@@ -25,3 +29,8 @@ def one_line(error: object, most: int = 200) -> str:
     """Another library's words in one printable line, cut; an exception without words gives its name."""
     words = printable(" ".join(str(error).split())[:most])
     return words or (type(error).__name__ if isinstance(error, BaseException) else "")
+
+
+def faults_in(error: ValidationError) -> str:
+    """What pydantic finds wrong with another's file: keys and why, the first few."""
+    return shown([f"{'.'.join(map(str, one['loc']))}: {one_line(one['msg'])}".lstrip(": ") for one in error.errors()])
