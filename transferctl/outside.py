@@ -8,28 +8,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from transferctl.errors import DataError
-from transferctl.wording import counted, shown
+from transferctl.wording import SomeNames, counted
 
-SHOWN = 3
 MAX_LINKS = 40  # one to another; Linux follows no more
 Choice = Literal["read", "refuse"]
 DESCRIPTION = "Files that lie outside the folder, reached by links, absolute paths or ..: read (and said), or refuse."
 
 
 @dataclass
-class Outsiders:
-    """How many there are, and the first few. folder: as the spec names it; how: what they are reached by."""
+class Outsiders(SomeNames):
+    """folder: as the spec names it; how: what they are reached by."""
 
     folder: Path
     how: str
-    count: int = 0
-    first: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         named = {os.path.normpath(self.folder), os.path.realpath(self.folder)}
@@ -54,17 +51,11 @@ class Outsiders:
         """Whether a path leads out of the folder by its words alone."""
         return not os.path.normpath(path).startswith(self._insides)
 
-    def add(self, path: str) -> None:
-        self.count += 1
-        if self.count <= SHOWN:
-            self.first.append(path)
-
     def notes(self, choice: Choice) -> Iterator[str]:
         """What there is to say of them, if they may be read. Raises DataError if they are refused."""
         if not self.count:
             return
-        more = f" and {self.count - SHOWN:,} more" if self.count > SHOWN else ""
-        lie = f"outside {self.folder}, reached by {self.how}: {shown(self.first)}{more}"
+        lie = f"outside {self.folder}, reached by {self.how}: {self}"
         if choice == "refuse":
             raise DataError(f"{counted(self.count, 'image')} {lie}; remove them, or write outside: read")
         yield f"{counted(self.count, 'image')} {lie}; outside: refuse would refuse them"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transferctl import jsontext
-from transferctl.errors import CheckpointError
+from transferctl.errors import CheckpointError, is_out_of_memory
 from transferctl.sizes import in_words
 from transferctl.wording import counted, one_line, shown
 
@@ -109,7 +109,7 @@ def _is_lack_of_memory(error: Exception, path: Path) -> bool:
     asked = re.search(r"tried to allocate (\d+) bytes", str(error))
     if asked and int(asked[1]) > path.stat().st_size:
         return False
-    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+    return is_out_of_memory(error)
 
 
 def _refuse_more_than_held(state: Mapping[str, Tensor], path: Path) -> None:

@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
+SHOWN = 3
 
-def shown(names: Sequence[str], most: int = 3) -> str:
+
+@dataclass(kw_only=True)
+class SomeNames:
+    """How many, and the first few of them: there may be one beside each of a million images."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, name: str) -> None:
+        self.count += 1
+        if self.count <= SHOWN:
+            self.first.append(name)
+
+    def __str__(self) -> str:
+        more = self.count - len(self.first)
+        return shown(self.first, SHOWN) + (f" and {more:,} more" if more else "")
+
+
+def shown(names: Sequence[str], most: int = SHOWN) -> str:
     """A few names for a message, with how many more there are; unprintable characters escaped."""
     few = ", ".join(printable(name) for name in names[:most])
     return few + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -23,11 +23,10 @@ from transferctl.images import EXTENSIONS, ImageFiles, first_frame_notes, is_gif
 from transferctl.outside import DESCRIPTION, Choice, Outsiders
 from transferctl.settings import DataSettings, InputPath, Text
 from transferctl.texts import Texts
-from transferctl.wording import counted, printable, shown
+from transferctl.wording import SomeNames, counted, printable, shown
 
 SYSTEM_NAMES = ("__macosx", "thumbs.db", "desktop.ini")  # left by macOS's zip and by Windows, in any case
 RUN = 8192  # names of a folder that are sorted at a time
-SHOWN = 3
 
 
 class Settings(DataSettings):
@@ -40,31 +39,14 @@ class Settings(DataSettings):
 
 
 @dataclass
-class _Names:
-    """How many, and the first few of them: there may be a stray beside each image."""
-
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-
-    def add(self, name: str) -> None:
-        self.count += 1
-        if self.count <= SHOWN:
-            self.first.append(name)
-
-    def __str__(self) -> str:
-        more = self.count - len(self.first)
-        return shown(self.first) + (f" and {more} more" if more else "")
-
-
-@dataclass
 class _Found:
     """What a scan saw besides images, and how many of those are GIFs."""
 
     outsiders: Outsiders
     hidden: int = 0
     gifs: int = 0
-    excluded: _Names = field(default_factory=_Names)
-    strays: _Names = field(default_factory=_Names)
+    excluded: SomeNames = field(default_factory=SomeNames)
+    strays: SomeNames = field(default_factory=SomeNames)
     undecodable: list[str] = field(default_factory=list)
     used_patterns: set[str] = field(default_factory=set)
 
