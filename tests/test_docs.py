@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from transferctl import yamlfile
@@ -17,7 +18,7 @@ from transferctl.trainsettings import SgdSettings
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-VERBS = sorted(command.name or command.callback.__name__ for command in app.registered_commands)
+VERBS = sorted(name for name, command in get_command(app).commands.items() if not hasattr(command, "commands"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
