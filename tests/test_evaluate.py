@@ -243,3 +243,148 @@ def test_training_images_in_what_is_scored_are_said(held_out: Any, tmp_path: Pat
     n = sum(1 for _ in (tmp_path / "train").glob("*/*")) - held_out[1]["best"]["val"]["n"]
     assert f"{n} of these 36 samples are training data of the run" in own.stderr
     assert "training data of the run" not in other.stderr + held.stderr
+
+
+# -- against another run ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def another(held_out: Any, spec: Path, tmp_path: Path, invoke: Invoke) -> str:
+    """A worse run on the same data: one epoch, hardly a step."""
+    settings = ["--set", "target.val=0.3", "--set", "epochs=1", "--set", "optimizer.lr=1e-6"]
+    code, answer = invoke("extract", spec, *settings, "--runs-dir", tmp_path / "runs")
+    assert code == 0
+    return str(answer["run"])
+
+
+def test_two_runs_are_compared_on_the_same_samples(held_out: Any, another: str, tmp_path: Path, invoke: Invoke) -> None:
+    run, summary = held_out
+    where = ["--runs-dir", tmp_path / "runs"]
+    code, answer = invoke("eval", run, "--against", another, *where)
+    assert code == 0
+    _, alone = invoke("eval", another, *where)
+    mine, theirs = summary["best"]["val"], answer["against"]
+    assert theirs["run"] == another and theirs["accuracy"] == alone["accuracy"]
+    assert answer["accuracy_difference"] == pytest.approx(mine["accuracy"] - theirs["accuracy"])
+    assert answer["loss_difference"] == pytest.approx(mine["loss"] - theirs["loss"])
+    assert answer["accuracy_difference_low"] <= answer["accuracy_difference"] <= answer["accuracy_difference_high"]
+    assert answer["gained"] - answer["lost"] == round(answer["accuracy_difference"] * answer["n"])
+    assert 0 < answer["mcnemar_p"] <= 1
+
+
+def test_a_gate_may_name_the_difference(held_out: Any, another: str, tmp_path: Path, invoke: Invoke) -> None:
+    where = ["--runs-dir", tmp_path / "runs"]
+    gates_ = ["--fail-if", "accuracy_difference_low<0.5", "--fail-if", "mcnemar_p>=0", "--fail-if", "accuracy<0"]
+    code, answer = invoke("eval", held_out[0], "--against", another, *gates_, *where)
+    assert code == 8 and len(answer["gates_missed"]) == 2
+    code, answer = invoke("eval", held_out[0], "--fail-if", "accuracy_difference<0", *where)
+    assert code == 2 and "add --against RUN" in answer["error"]
+
+
+def test_a_run_with_another_order_of_classes_is_compared_by_name(
+    held_out: Any, another: str, tmp_path: Path, invoke: Invoke
+) -> None:
+    """Its head's rows and its class map turned round are the same model."""
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(another) / "checkpoints" / "best"
+    weights, manifest = load_file(folder / "model.safetensors"), json.loads((folder / "manifest.json").read_text())
+    where = ["--runs-dir", tmp_path / "runs"]
+    _, before = invoke("eval", held_out[0], "--against", another, *where)
+    for name in [name for name in weights if name.startswith("heads.target.")]:
+        weights[name] = weights[name].flip(0).contiguous()
+    manifest["heads"]["target"]["classes"].reverse()
+    save_file(weights, folder / "model.safetensors")
+    content = (folder / "model.safetensors").read_bytes()
+    manifest["files"]["model.safetensors"] = _described(manifest["files"]["model.safetensors"], content)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (Path(another) / "environment.json").unlink()  # what it held out, labelled in the old order
+    code, after = invoke("eval", held_out[0], "--against", another, *where)
+    assert code == 0
+    same = ("accuracy_difference", "gained", "lost", "mcnemar_p")
+    assert {name: after[name] for name in same} == {name: before[name] for name in same}
+
+
+def _described(before: Any, content: bytes) -> Any:
+    """How a manifest names a file of this content."""
+    import hashlib
+
+    digest = hashlib.sha256(content).hexdigest()
+    return before | {"sha256": digest, "bytes": len(content)} if isinstance(before, dict) else digest
+
+
+def test_runs_that_predict_other_classes_are_not_compared(
+    held_out: Any, spec: Path, image_folder: Any, tmp_path: Path, invoke: Invoke
+) -> None:
+    image_folder("others", ants=6, moths=6)
+    where = ["--runs-dir", tmp_path / "runs"]
+    code, other = invoke("extract", spec, "--set", "target={train: others, val: 0.5}", *where)
+    assert code == 0, other
+    code, answer = invoke("eval", held_out[0], "--against", other["run"], *where)
+    assert code == 2
+    assert "--against" in answer["error"] and "it alone has moths" in answer["error"]
+
+
+def test_a_run_that_held_out_other_samples_is_not_compared_on_these(
+    held_out: Any, spec: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    where = ["--runs-dir", tmp_path / "runs"]
+    _, other = invoke("extract", spec, "--set", "target.val=0.3", "--set", "seed=5", *where)
+    code, answer = invoke("eval", held_out[0], "--against", other["run"], *where)
+    assert code == 3
+    assert "may have been trained on" in answer["error"]
+
+
+@pytest.mark.parametrize("options", [["--against", "nowhere"], ["--top-k", "3"]])
+def test_what_cannot_be_scored_beside_it_is_refused_first(
+    options: list[str], held_out: Any, tmp_path: Path, invoke: Invoke
+) -> None:
+    code, _ = invoke("eval", held_out[0], *options, "--runs-dir", tmp_path / "evals")
+    assert code == (4 if options[0] == "--against" else 2)
+    assert not (tmp_path / "evals").exists()
+
+
+# -- calibration --------------------------------------------------------------------------------------
+
+
+def test_the_temperature_of_validation_data_is_kept_and_used(held_out: Any, tmp_path: Path, invoke: Invoke) -> None:
+    run, summary = held_out
+    kept = json.loads((Path(run) / "calibration.json").read_text())
+    val = summary["best"]["val"]
+    assert kept["temperature"] == val["temperature"] and kept["n"] == val["n"]
+    assert val["calibrated_loss"] <= val["loss"]
+    _, answer = invoke("eval", run, "--data", tmp_path / "val", "--runs-dir", tmp_path / "runs")
+    assert answer["temperature"] == kept["temperature"] and "calibrated_ece" in answer
+
+
+def test_another_checkpoint_than_the_calibrated_one_has_no_temperature(
+    held_out: Any, tmp_path: Path, invoke: Invoke
+) -> None:
+    run, _ = held_out
+    (Path(run) / "calibration.json").write_text(json.dumps({"checkpoint": "step-9", "temperature": 2.0}))
+    _, answer = invoke("eval", run, "--runs-dir", tmp_path / "runs")
+    assert "temperature" not in answer and "calibrated_ece" not in answer
+    code, answer = invoke("eval", run, "--fail-if", "calibrated_ece>0.1", "--runs-dir", tmp_path / "runs")
+    assert code == 2 and "keeps no temperature" in answer["error"]
+
+
+def test_a_gate_on_what_the_data_leaves_undefined_is_missed(
+    held_out: Any, image_folder: Any, tmp_path: Path, invoke: Invoke
+) -> None:
+    """One class alone cannot be ranked against others."""
+    image_folder("alone", ants=6)
+    gate = ["--fail-if", "auroc<0.1"]
+    code, answer = invoke("eval", held_out[0], "--data", tmp_path / "alone", *gate, "--runs-dir", tmp_path / "runs")
+    assert code == 8
+    assert answer["gates_missed"] == ["auroc<0.1 (it is not defined on this data)"]
+
+
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [("ece>5", "write 0.05 for 5 %"), ("brier>3", "from 0 to 2"), ("calibrated_loss>7", ""), ("macro_f1_low<0.1", "")],
+)
+def test_a_gate_outside_what_its_metric_can_be_is_refused(
+    gate: str, message: str, held_out: Any, tmp_path: Path, invoke: Invoke
+) -> None:
+    code, answer = invoke("eval", held_out[0], "--fail-if", gate, "--runs-dir", tmp_path / "runs")
+    assert code == 2 and message in answer["error"] if message else code in (0, 8)

@@ -15,10 +15,10 @@ import torch
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from transferctl import forgetting, gates
+from transferctl import forgetting, gates, paired
 from transferctl.cli import app
 from transferctl.errors import SpecError
-from transferctl.forgetting import Outcomes
+from transferctl.paired import Outcomes
 
 Invoke = Callable[..., tuple[int, dict[str, Any]]]
 
@@ -35,7 +35,7 @@ def outcomes(n: int, seed: int) -> tuple[Outcomes, Outcomes]:
 def test_the_change_is_that_of_the_means_with_the_interval_of_a_paired_bootstrap() -> None:
     """By brute force: samples drawn with replacement, each with both its outcomes."""
     before, after = outcomes(300, 0)
-    found, random = forgetting.change(before, after), np.random.default_rng(7)
+    found, random = paired.difference(before, after, "change"), np.random.default_rng(7)
     drawn = random.integers(300, size=(20_000, 300))
     for name, one, other in (
         ("accuracy", before.right.astype(float), after.right.astype(float)),
@@ -51,7 +51,7 @@ def test_the_change_is_that_of_the_means_with_the_interval_of_a_paired_bootstrap
 def test_the_interval_of_many_samples_is_that_of_the_normal_approximation() -> None:
     """Δ ± 1.96·s/√n, s the standard deviation of the samples' own differences."""
     before, after = outcomes(4_000, 1)
-    found = forgetting.change(before, after)
+    found = paired.difference(before, after, "change")
     for name, differences in (
         ("accuracy", after.right.astype(float) - before.right),
         ("loss", after.losses - before.losses),
@@ -63,7 +63,7 @@ def test_the_interval_of_many_samples_is_that_of_the_normal_approximation() -> N
 
 def test_no_change_is_0_with_an_interval_without_width() -> None:
     before, _ = outcomes(50, 2)
-    assert set(forgetting.change(before, before).values()) == {0.0}
+    assert set(paired.difference(before, before, "change").values()) == {0.0}
 
 
 def test_pairing_tells_a_small_change_that_two_separate_intervals_hide() -> None:
@@ -71,7 +71,7 @@ def test_pairing_tells_a_small_change_that_two_separate_intervals_hide() -> None
     lost = np.flatnonzero(before.right)[:20]
     right = before.right.copy()
     right[lost] = False
-    found = forgetting.change(before, Outcomes(right, before.losses))
+    found = paired.difference(before, Outcomes(right, before.losses), "change")
     assert found["accuracy_change"] == pytest.approx(-0.02)
     assert found["accuracy_change_high"] < 0
     assert 1.96 * np.sqrt(2 * 0.6 * 0.4 / 1_000) > 0.02  # of the difference of two independent scores
@@ -79,7 +79,7 @@ def test_pairing_tells_a_small_change_that_two_separate_intervals_hide() -> None
 
 def test_outcomes_are_the_argmax_and_each_samples_cross_entropy() -> None:
     logits, labels = torch.randn(7, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1, 2, 0])
-    recorder = forgetting.Recorder()
+    recorder = paired.Recorder()
     for rows in (slice(0, 4), slice(4, 7)):
         recorder(logits[rows], labels[rows])
     found = recorder.outcomes()

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from transferctl import audit, copies, data, forgetting, grouping, loaders, repeats, scratch
+from transferctl import audit, copies, data, grouping, loaders, paired, repeats, scratch
 from transferctl.contracts import Dataset
 from transferctl.data import Split
 from transferctl.datasets import folder, manifest
 from transferctl.errors import DataError, ResourceError
-from transferctl.forgetting import Outcomes
 from transferctl.images import ImageFiles
 from transferctl.loaders import Unreadable
+from transferctl.paired import Outcomes
 from transferctl.texts import Texts
 
 Folder = Callable[..., Path]
@@ -117,13 +117,13 @@ def test_per_class_draws_are_those_of_earlier_versions() -> None:
 
 @pytest.mark.usefixtures("in_small_pieces")
 def test_the_bootstrap_of_a_change_has_the_numbers_of_earlier_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forgetting, "LOSS_DRAWS", 50)
+    monkeypatch.setattr(paired, "LOSS_DRAWS", 50)
     random, n = np.random.default_rng(0), 501
     before, after = (Outcomes(random.random(n) < 0.6, random.gamma(1.0, 1.0, n)) for _ in range(2))
-    found = forgetting.change(before, after)
+    found = paired.difference(before, after, "change")
     random = np.random.default_rng(0)
     gained, lost = (np.count_nonzero(a & ~b) / n for a, b in ((after.right, before.right), (before.right, after.right)))
-    random.multinomial(n, [gained, lost, max(1 - gained - lost, 0)], forgetting.ACCURACY_DRAWS)
+    random.multinomial(n, [gained, lost, max(1 - gained - lost, 0)], paired.ACCURACY_DRAWS)
     differences = after.losses - before.losses
     losses = np.array([differences[random.integers(n, size=n)].mean() for _ in range(50)])
     assert [found[f"loss_change_{end}"] for end in ("low", "high")] == np.quantile(losses, [0.025, 0.975]).tolist()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from transferctl.evaluation import Evaluation
     from transferctl.model import Original, TransferModel
 
 
@@ -232,6 +233,10 @@ class Task(Protocol):
         ...
 
     def meter(self, class_names: Sequence[str]) -> Meter: ...
+
+    def evaluation(self, class_names: Sequence[str], top: Sequence[int] = ()) -> Evaluation:
+        """What scores a finished model, where `meter` does while it trains. top: further k of top-k accuracy."""
+        ...
 
 
 class Penalty(Protocol):

@@ -52,13 +52,22 @@ def load(asked: Asked, spec: Spec, trained: Path, model: TransferModel, domain: 
     if spec.on_bad_sample == "skip":
         audit = loaders.audit(scored, loaders.workers_for(spec.workers, scored), display)
         scored = pipeline.readable_rows(audit, f"{domain}.{scored.name}", display)
+    compare(asked, spec, spec, trained, scored, domain, display)
+    return scored
+
+
+def compare(
+    asked: Asked, spec: Spec, trained_by: Spec, trained: Path, scored: Split, domain: str, display: Display
+) -> None:
+    """What is scored against what a run saw. spec: of the run whose own data it is; trained_by: of the run that is
+    scored. Raises DataError for a hold-out that this one may have trained on; its training images in other data, and
+    data that has changed, are said."""
+    own = spec.target if domain == "target" else spec.source
     if asked.other is None:
-        own = spec.target if domain == "target" else spec.source
         assert own is not None
         pipeline.compare_with_run(trained, domain, own.val, scored, display)
-    else:
-        _warn_of_training_images(scored, spec, trained, domain, display)
-    return scored
+    if asked.other is not None or spec is not trained_by:
+        _warn_of_training_images(scored, trained_by, trained, domain, display)
 
 
 def in_words(asked: Asked, scored: Split) -> str:

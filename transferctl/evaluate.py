@@ -8,21 +8,35 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from transferctl import checkpoint, evaldata, forgetting, frozen, gates, pipeline, results, runs, scoring, yamlfile
+from transferctl import (
+    calibration,
+    checkpoint,
+    comparison,
+    evaldata,
+    evaluation,
+    forgetting,
+    frozen,
+    gates,
+    pipeline,
+    results,
+    runs,
+    scoring,
+    yamlfile,
+)
 from transferctl.cache.cache import open_cache
 from transferctl.checkpoint import Checkpoint
+from transferctl.comparison import Other
 from transferctl.contracts import Task
 from transferctl.data import Split
 from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, GateMissed, Problem, SpecError
-from transferctl.forgetting import Scored
+from transferctl.evaldata import Asked
 from transferctl.frozen import FrozenStages
 from transferctl.gates import Gate
 from transferctl.inputs import Inputs
 from transferctl.model import TransferModel, restore
+from transferctl.paired import Scored
 from transferctl.results import Predictions
 from transferctl.runs import Run
 from transferctl.spec import Spec
@@ -41,18 +55,29 @@ def load_spec(run: Path, overrides: Sequence[str]) -> yamlfile.SpecFile:
     if not is_run:
         raise CheckpointError(f"{run}: is no run folder (it has no spec.yaml); name one of those in runs/")
     message = f"eval takes this from the checkpoint; it can set {', '.join(OVERRIDABLE)}"
-    fixed = [text for text in overrides if re.split(r"[.=]", text.strip(), maxsplit=1)[0].strip() not in OVERRIDABLE]
+    fixed = [text for text in overrides if _key(text) not in OVERRIDABLE]
     if fixed:
         raise SpecError([Problem("", message, f"--set {text}") for text in fixed])
     return yamlfile.load(run / "spec.yaml", overrides)
 
 
+def of_any_run(overrides: Sequence[str]) -> list[str]:
+    """Those that say where and how to compute, not what: they hold for the run that is compared against too."""
+    return [text for text in overrides if _key(text) in ("device", "precision", "workers")]
+
+
+def _key(override: str) -> str:
+    return re.split(r"[.=]", override.strip(), maxsplit=1)[0].strip()
+
+
 def run(
     spec: Spec, trained: Path, runs_dir: Path, display: Display, *, which: str, split: str | None,
-    data_path: str | None, conditions: Sequence[Gate], source: bool = False,
+    data_path: str | None, conditions: Sequence[Gate], source: bool = False, top: Sequence[int] = (),
+    against: tuple[Path, Spec] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Score a checkpoint on a split of its own data (None: val), or on `data_path`: a folder, a manifest, or the
     rows of a manifest whose split column says `split`. `source`: the source head, also as it was before fine-tuning.
+    `top`: further k of top-k accuracy. `against`: another run, whose best model scores the same samples, and its spec.
 
     Raises GateMissed (exit 8) after everything is written, where a `--fail-if` condition holds.
     """
@@ -63,11 +88,18 @@ def run(
         evaldata.refuse_source(asked, spec, trained, model)
     domain = "target" if "target" in model.heads and not source else "source"
     start = _start(trained, display) if source else None
-    gates.refuse_odd(conditions, _metrics_of(saved, model, source=source, start=start))
+    _refuse_all_classes(top, len(model.classes[domain]))
+    other = comparison.load(*against) if against else None
+    temperature = None if domain == "source" else calibration.temperature_of(trained, saved.path.name)
+    known = metrics_of(saved, len(model.classes[domain]), top, calibrated=temperature is not None)
+    known += forgetting.CHANGES if start else ()
+    known += (*comparison.DIFFERENCES, "mcnemar_p") if other else ()
+    gates.refuse_odd(conditions, known)
     compute = pipeline.chosen_device(spec, display)
     task = pipeline.task_of(spec)
     display.note(f"model: {saved.path}; preprocessing: {model.preprocessing}")
     scored = evaldata.load(asked, spec, trained, model, domain, display)
+    also = None if other is None else _same_samples(other, asked, spec, scored, model, domain, display)
     predictions = Predictions()
     with in_run_folder(spec, trained, runs_dir, [scored], display) as folder:
         results.describe_run(folder, spec.seed, compute, model, {f"{domain}.{scored.name}": scored}, display)
@@ -76,11 +108,15 @@ def run(
         if inputs.stages and (asked.other is None or inputs.stages.is_whole):  # other data is scored once
             cache = open_cache(spec.cache, display.warn)
             inputs.compute_ahead(scored, f"{domain}.{scored.name}", cache, display, views=None)
-        before = None if start is None else score(start.place(compute), task, scored, domain, inputs)
-        after = score(model, task, scored, domain, inputs, predictions)
+        before = None if start is None else scoring.score(start.place(compute), task, scored, domain, inputs)
+        after = scoring.score(model, task, scored, domain, inputs, predictions, top=top, temperature=temperature)
         results.write_predictions(folder, model.classes[domain], [(scored, predictions)])
         report = forgetting.report(before, after) if source else {}
         folder.summary |= after[0] | report
+        if other and also:
+            theirs = _score_other(other, also, domain, compute, display)
+            compared = comparison.report(other, theirs, after)
+            folder.summary |= compared
         for row in _rows(after[0], report, scored, which):
             folder.log_metrics(**row)
         where = evaldata.in_words(asked, scored)
@@ -89,8 +125,32 @@ def run(
         if before:
             forgetting.show(display, f"Source, {where}", report)
         results.show_classes(display, after[0])
-        gates.enforce(conditions, after[0] | report, trained, folder)
+        if other and also:
+            comparison.show(display, trained, other, theirs, after, compared)
+        gates.enforce(conditions, folder.summary, trained, folder)
     return folder.summary
+
+
+def _refuse_all_classes(top: Sequence[int], classes: int) -> None:
+    message = f"the model has {classes} classes, among which each sample's is; take fewer"
+    if all_of_them := [k for k in top if k >= classes]:
+        raise SpecError([Problem("", message, f"--top-k {k}") for k in all_of_them])
+
+
+def _same_samples(
+    other: Other, asked: Asked, spec: Spec, scored: Split, model: TransferModel, domain: str, display: Display
+) -> Split:
+    """Labelled for the other run's head. What that run trained on is refused or said, as for this one."""
+    split = comparison.relabelled(scored, model.classes[domain], other, domain)
+    evaldata.compare(asked, spec, other.spec, other.run, split, domain, display)
+    return split
+
+
+def _score_other(other: Other, scored: Split, domain: str, compute: Compute, display: Display) -> Scored:
+    task = pipeline.task_of(other.spec)
+    inputs = inputs_as_trained(other.model, task, other.spec, other.run, domain, compute, display)
+    temperature = None if domain == "source" else calibration.temperature_of(other.run, other.saved.path.name)
+    return scoring.score(other.model, task, scored, domain, inputs, temperature=temperature)
 
 
 @contextmanager
@@ -109,23 +169,6 @@ def in_run_folder(
         display.result(str(folder.path))
         raise
     display.result(str(folder.path))
-
-
-def score(
-    model: TransferModel, task: Task, scored: Split, domain: str, inputs: Inputs,
-    predictions: Predictions | None = None,
-) -> Scored:  # fmt: skip
-    """Metrics and outcomes of a domain's head; `predictions` takes what it predicts."""
-    outcomes = forgetting.Recorder()
-
-    def record(logits: Tensor, labels: Tensor) -> None:
-        outcomes(logits, labels)
-        if predictions is not None:
-            predictions(logits, labels)
-
-    batches = inputs.scoring_batches(scored)
-    metrics = scoring.measure(model, task, batches, model.features_of, inputs.compute, domain, record)
-    return metrics, outcomes.outcomes()
 
 
 def inputs_as_trained(
@@ -157,15 +200,11 @@ def _start(trained: Path, display: Display) -> TransferModel | None:
     return model
 
 
-def _metrics_of(saved: Checkpoint, model: TransferModel, *, source: bool, start: TransferModel | None) -> list[str]:
-    """The scalars that the evaluation will find: those that training saved beside the checkpoint, of the target where
-    it has one."""
-    names = list(saved.manifest.get("val", {}))
-    if not source:
-        return names
-    top5 = ["top5_accuracy"] if len(model.classes["source"]) > 5 else []
-    changes = [] if start is None else forgetting.CHANGES
-    return [*(name for name in names if name != "top5_accuracy"), *top5, *changes]
+def metrics_of(saved: Checkpoint, classes: int, top: Sequence[int], *, calibrated: bool) -> tuple[str, ...]:
+    """The scalars that the evaluation will find: those that training saved beside the checkpoint (but for top-k, as it
+    may be the other head's), and an evaluation's own."""
+    kept = [name for name in saved.manifest.get("val", {}) if not name.startswith("top")]
+    return tuple(dict.fromkeys([*kept, *evaluation.names(classes, top, calibrated=calibrated)]))
 
 
 def _rows(metrics: Mapping[str, Any], report: Mapping[str, Any], scored: Split, which: str) -> list[dict[str, Any]]:

@@ -32,10 +32,10 @@ from transferctl.contracts import Task
 from transferctl.data import DomainData, Split
 from transferctl.device import Compute
 from transferctl.display import Display
-from transferctl.forgetting import Scored
 from transferctl.inputs import Inputs
 from transferctl.model import Original, TransferModel, load_state
 from transferctl.objective import DomainLoss, Objective
+from transferctl.paired import Scored
 from transferctl.resuming import Resumed
 from transferctl.runs import Run
 from transferctl.saving import Saver
@@ -228,10 +228,7 @@ def _score_source(setup: _Setup) -> Scored | None:
     source = setup.domains.get("source")
     if source is None or not len(source.val):
         return None
-    recorder, model = forgetting.Recorder(), setup.model
-    batches = setup.inputs.scoring_batches(source.val)
-    metrics = scoring.measure(model, setup.task, batches, model.features_of, setup.compute, "source", recorder)
-    return metrics, recorder.outcomes()
+    return scoring.score(setup.model, setup.task, source.val, "source", setup.inputs, say=setup.display.warn)
 
 
 def _report_source(before: Scored | None, after: Scored, fitted: Fitted, folder: Run, display: Display) -> None:

@@ -3,104 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-from torch.nn import functional as F
-
-from transferctl import scratch
+from transferctl import paired
 from transferctl.display import Display
+from transferctl.paired import Scored
 from transferctl.results import headline
 
-ACCURACY_DRAWS = 10_000
-LOSS_DRAWS = 2_000
-CHANGES = tuple(f"{metric}_change{end}" for metric in ("accuracy", "loss") for end in ("", "_low", "_high"))
-
-
-@dataclass(frozen=True)
-class Outcomes:
-    """Of each sample, in order: whether its class was predicted, bool [n], and its loss, float64 [n]."""
-
-    right: np.ndarray
-    losses: np.ndarray
-
-
-Scored = tuple[dict[str, Any], Outcomes]  # metrics and outcomes of the same samples
-
-
-class Recorder:
-    """Collects the outcomes of each batch that is scored."""
-
-    def __init__(self) -> None:
-        self._right, self._losses = scratch.Growing(bool), scratch.Growing(np.float64)
-
-    def __call__(self, logits: Tensor, labels: Tensor) -> None:
-        """logits: [N, C]; labels: int64 [N]."""
-        self._right.append((logits.argmax(1) == labels).numpy())
-        self._losses.append(F.cross_entropy(logits.double(), labels, reduction="none").numpy())
-
-    def outcomes(self) -> Outcomes:
-        return Outcomes(self._right.array(), self._losses.array())
+CHANGES = tuple(paired.scalars("change"))
 
 
 def report(before: Scored | None, after: Scored) -> dict[str, Any]:
     """The scalars after fine-tuning and, where the source head is not new, those before and how they changed."""
     told: dict[str, Any] = {"after": headline(after[0])}
     if before is not None:
-        told |= {"before": headline(before[0])} | change(before[1], after[1])
+        told |= {"before": headline(before[0])} | paired.difference(before[1], after[1], "change")
     return told
-
-
-def change(before: Outcomes, after: Outcomes) -> dict[str, float]:
-    """Accuracy and loss after less before, each with its 95 % interval (…_low, …_high).
-
-    The percentile bootstrap over samples, paired: a sample is drawn with both its outcomes (Efron & Tibshirani 1993,
-    chapter 13). Of accuracy, the numbers of samples gained and lost suffice, which are multinomial.
-    """
-    assert len(before.right) == len(after.right), "the same samples, in the same order"
-    random, n = np.random.default_rng(0), len(before.right)
-    gained = np.count_nonzero(after.right & ~before.right) / n
-    lost = np.count_nonzero(before.right & ~after.right) / n
-    counts = random.multinomial(n, [gained, lost, max(1 - gained - lost, 0)], ACCURACY_DRAWS)
-    differences, drawn = scratch.empty(n, np.float64), scratch.empty(n, np.float64)
-    np.subtract(after.losses, before.losses, out=differences)
-    losses = np.array([_redrawn(differences, random, drawn).mean() for _ in range(LOSS_DRAWS)])
-    return {
-        **_interval("accuracy_change", gained - lost, (counts[:, 0] - counts[:, 1]) / n),
-        **_interval("loss_change", float(differences.mean()), losses),
-    }
-
-
-def _redrawn(values: np.ndarray, random: np.random.Generator, out: np.ndarray) -> np.ndarray:
-    """values[random.integers(n, size=n)], without the index in memory."""
-    for part in scratch.pieces(len(values)):
-        out[part] = values[random.integers(len(values), size=part.stop - part.start)]
-    return out
-
-
-def _interval(name: str, value: float, draws: np.ndarray) -> dict[str, float]:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
 def show(display: Display, scored: str, reported: Mapping[str, Any]) -> None:
     """The report: source accuracy and loss before and after, and the change with its interval. scored: on what."""
     before, after = reported["before"], reported["after"]
-    points = {key: 100 * reported[key] for key in CHANGES if key.startswith("accuracy")}
-    accuracy = _signed(points, "accuracy_change", 1) + " points"
-    rows = [
-        ["accuracy, %", f"{100 * before['accuracy']:.1f}", f"{100 * after['accuracy']:.1f}", accuracy],
-        ["loss", f"{before['loss']:.4f}", f"{after['loss']:.4f}", _signed(reported, "loss_change", 4)],
-    ]
-    display.table(
-        f"{scored}, n = {after['n']}: before and after",
-        ["metric", "before", "after", "change (95 % interval)"],
-        rows,
-    )
-
-
-def _signed(values: Mapping[str, float], name: str, digits: int) -> str:
-    value, low, high = (f"{values[key]:+.{digits}f}" for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{value} ({low} to {high})"
+    title = f"{scored}, n = {after['n']}: before and after"
+    paired.show(display, title, ("before", "after"), before, after, reported, "change")

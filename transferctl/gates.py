@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transferctl.comparison import DIFFERENCES
 from transferctl.errors import GateMissed, Problem, SpecError
 from transferctl.forgetting import CHANGES
 from transferctl.runs import Run
@@ -28,9 +29,17 @@ class Gate:
     limit: float
 
     def holds(self, metrics: Mapping[str, Any]) -> bool:
-        """A number that is not finite passes no gate."""
-        value = float(metrics[self.metric])
+        """What is not defined, or no finite number, passes no gate."""
+        value = float(metrics.get(self.metric, math.nan))
         return not math.isfinite(value) or bool(_COMPARISONS[self.comparison](value, self.limit))
+
+    def range(self) -> tuple[float, float] | None:
+        """What the metric can be at all; None where that has no end."""
+        if re.match("(calibrated_)?loss|n$|temperature$", self.metric):
+            return None
+        if self.metric.startswith(("accuracy_change", "accuracy_difference")):
+            return -1, 1
+        return (0, 2) if "brier" in self.metric else (0, 1)
 
 
 def parse(text: str) -> Gate:
@@ -49,18 +58,15 @@ def refuse_odd(gates: Sequence[Gate], known: Collection[str]) -> None:
     """A gate that could never be what was meant. known: the metrics that the evaluation will find. Raises SpecError."""
     problems = []
     for gate in gates:
-        lowest = -1 if gate.metric.startswith("accuracy_change") else 0
+        message, possible = "", gate.range()
         if gate.metric not in known:
-            problems.append(
-                Problem(
-                    "",
-                    f"there is no metric {gate.metric!r} here; {_hint(gate.metric, known)}",
-                    f"--fail-if {gate.text}",
-                )
-            )
-        elif not gate.metric.startswith("loss") and gate.metric != "n" and not lowest <= gate.limit <= 1:
-            message = f"{gate.metric} is a fraction, from {lowest} to 1; write {gate.limit / 100:g} for {gate.limit:g}"
-            problems.append(Problem("", f"{message} %", f"--fail-if {gate.text}"))
+            message = f"there is no metric {gate.metric!r} here; {_hint(gate.metric, known)}"
+        elif possible and not possible[0] <= gate.limit <= possible[1]:
+            what = f"{gate.metric} is {'a fraction, ' if possible[1] == 1 else ''}from {possible[0]} to {possible[1]}"
+            percent = f"; write {gate.limit / 100:g} for {gate.limit:g} %" if abs(gate.limit) <= 100 else ""
+            message = what + (percent if possible[1] == 1 else "")
+        if message:
+            problems.append(Problem("", message, f"--fail-if {gate.text}"))
     if problems:
         raise SpecError(problems)
 
@@ -68,13 +74,21 @@ def refuse_odd(gates: Sequence[Gate], known: Collection[str]) -> None:
 def _hint(metric: str, known: Collection[str]) -> str:
     if metric in CHANGES:
         return "a change is that of the source: add --source; its head must have been trained before fine-tuning"
+    if metric in (*DIFFERENCES, "mcnemar_p"):
+        return "a difference is from another run: add --against RUN"
+    if metric.startswith("calibrated_") or metric == "temperature":
+        return "the run keeps no temperature of this checkpoint's target head; train it again"
     near = difflib.get_close_matches(metric, known, 1, 0.6)
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
 
 
 def enforce(gates: Sequence[Gate], metrics: Mapping[str, Any], trained: Path, folder: Run) -> None:
     """Raises GateMissed where a gate's condition holds; the summary lists such gates, each with what it met."""
-    missed = [f"{gate.text} (it is {metrics[gate.metric]:.4f})" for gate in gates if gate.holds(metrics)]
+    missed = [f"{gate.text} (it is {_value(metrics.get(gate.metric))})" for gate in gates if gate.holds(metrics)]
     folder.summary["gates_missed"] = missed
     if missed:
         raise GateMissed(f"{trained}: gate missed: {'; '.join(missed)}")
+
+
+def _value(value: float | None) -> str:
+    return "not defined on this data" if value is None else f"{value:.4f}"

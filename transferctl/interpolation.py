@@ -14,15 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transferctl import checkpoint, evaldata, evaluate, forgetting, gates, pipeline, plots, results, runs
+from transferctl import checkpoint, evaldata, evaluate, forgetting, gates, pipeline, plots, results, runs, scoring
 from transferctl.cache.cache import open_cache
 from transferctl.checkpoint import Checkpoint
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, Problem, SpecError
-from transferctl.forgetting import CHANGES, Scored
+from transferctl.forgetting import CHANGES
 from transferctl.gates import Gate
 from transferctl.model import TransferModel, restore, state_for_checkpoint
+from transferctl.paired import Scored
 from transferctl.results import Predictions
+from transferctl.runs import Run
 from transferctl.spec import Spec
 
 MOST_POINTS = 101
@@ -56,11 +58,10 @@ def _odd(text: str, message: str) -> SpecError:
     return SpecError([Problem("", message, f"--interpolate {text}")])
 
 
-def refuse_beside(points: Sequence[float], conditions: Sequence[Gate], *, source: bool, which: str) -> None:
+def refuse_beside(points: Sequence[float], conditions: Sequence[Gate], options: Sequence[str], which: str) -> None:
     """Options of `eval` that mean nothing here. Raises SpecError."""
-    problems = []
-    if source:
-        problems.append(Problem("", "--interpolate scores the source too; leave out --source", "--source"))
+    why = {"--source": "--interpolate scores the source too; leave out --source"}
+    problems = [Problem("", why.get(name, "does not go with --interpolate; leave it out"), name) for name in options]
     if which != "best":
         message = "--interpolate goes from the start to the best checkpoint; leave out --checkpoint"
         problems.append(Problem("", message, f"--checkpoint {which}"))
@@ -94,7 +95,8 @@ def run(
     if spec.source and spec.source.val != "none" and model.output_names("source"):
         splits["source"] = evaldata.load(evaldata.asked(None, None), spec, trained, model, "source", display)
     compared = len(points) == 1 and "source" in splits and "source" not in fresh
-    gates.refuse_odd(conditions, {*best.manifest.get("val", {}), *(CHANGES if compared else ())})
+    known = evaluate.metrics_of(best, len(model.classes["target"]), (), calibrated=False)
+    gates.refuse_odd(conditions, (*known, *(CHANGES if compared else ())))
     with evaluate.in_run_folder(spec, trained, runs_dir, list(splits.values()), display) as folder:
         named = {f"{domain}.{scored.name}": scored for domain, scored in splits.items()}
         results.describe_run(folder, spec.seed, compute, model, named, display, seen=runs.data_fingerprints(trained))
@@ -105,13 +107,14 @@ def run(
             for name, scored in named.items():
                 inputs.compute_ahead(scored, name, cache, display, views=None)
         rows, predictions, scores = [], Predictions(), dict[str, Scored]()
+        is_one = len(points) == 1
         with display.progress("interpolating", len(points) * sum(map(len, splits.values()))) as progress:
             for alpha in points:
                 _set(model, between(start_state, best_state, alpha, fresh))
                 row: dict[str, Any] = {"alpha": alpha}
                 for domain, scored in splits.items():
-                    record = predictions if domain == "target" and len(points) == 1 else None
-                    scores[domain] = evaluate.score(model, task, scored, domain, inputs, record)
+                    record = predictions if domain == "target" and is_one else None
+                    scores[domain] = scoring.score(model, task, scored, domain, inputs, record, in_full=is_one)
                     row[domain] = results.headline(scores[domain][0])
                     split_name = scored.name if domain == "target" else f"source_{scored.name}"
                     folder.log_metrics(alpha=alpha, split=split_name, **row[domain])
@@ -121,20 +124,28 @@ def run(
         where = evaldata.in_words(asked, splits["target"])
         _show(display, f"(1 − α)·start + α·best on {where}", rows)
         folder.write_text(PLOT, _drawn(rows))
-        if len(points) > 1:
+        if not is_one:
             return folder.summary
         metrics, report = scores["target"][0], dict[str, Any]()
-        folder.summary |= metrics
         results.write_predictions(folder, model.classes["target"], [(splits["target"], predictions)])
-        results.save_start(folder, started, {"untrained_heads": list(fresh)}, {})
-        results.save_checkpoint(folder, model, _epoch(best, metrics), ("best", "last"))
+        _keep(folder, model, started, metrics, best, fresh)
         results.show_classes(display, metrics)
         if compared:
-            before = evaluate.score(started.place(compute), task, splits["source"], "source", inputs)
+            before = scoring.score(started.place(compute), task, splits["source"], "source", inputs)
             folder.summary["source"] = report = forgetting.report(before, scores["source"])
             forgetting.show(display, "Source validation", report)
         gates.enforce(conditions, metrics | report, trained, folder)
     return folder.summary
+
+
+def _keep(
+    folder: Run, model: TransferModel, started: TransferModel, metrics: Mapping[str, Any], best: Checkpoint,
+    fresh: Sequence[str],
+) -> None:  # fmt: skip
+    """The model in between, as a run's own: its scores, what fine-tuning started from, the weights."""
+    folder.summary |= metrics
+    results.save_start(folder, started, {"untrained_heads": list(fresh)}, {})
+    results.save_checkpoint(folder, model, _epoch(best, metrics), ("best", "last"))
 
 
 def _ends(trained: Path) -> tuple[Checkpoint, Checkpoint]:

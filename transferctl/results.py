@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -115,13 +116,26 @@ def write_predictions(run: Run, classes: Sequence[str], scored: Sequence[tuple[S
 
 
 def show_metrics(display: Display, title: str, metrics: Mapping[str, Any]) -> None:
-    """Headline with its interval, then the classes and, for few of them, the confusion matrix."""
-    interval = f"{100 * metrics['accuracy']:.1f} % (95 % interval {_percent(metrics)}, n = {metrics['n']})"
-    rows = [["accuracy", interval], ["loss", f"{metrics['loss']:.4f}"]]
-    if "top5_accuracy" in metrics:
-        rows.append(["top-5 accuracy", f"{100 * metrics['top5_accuracy']:.1f} %"])
-    rows.append(["macro F1", f"{metrics['macro_f1']:.4f}"])
-    display.table(title, ["metric", "value"], rows)
+    """The scores with their 95 % intervals; calibration before and after the temperature."""
+    top = sorted((name for name in metrics if re.fullmatch(r"top\d+_accuracy", name)), key=lambda name: int(name[3:-9]))
+    shares = {"accuracy": "accuracy", **{name: f"top-{name[3:-9]} accuracy" for name in top}}
+    shares["balanced_accuracy"] = "balanced accuracy"
+    numbers = {"macro_f1": "macro F1", "auroc": "AUROC", "loss": "loss", "brier": "Brier score", "ece": "ECE"}
+    rows = [["samples", f"{metrics['n']:,}", ""]]
+    rows += [[words, *_with_interval(metrics, name, 100, 1, " %")] for name, words in shares.items() if name in metrics]
+    rows += [[words, *_with_interval(metrics, name, 1, 4, "")] for name, words in numbers.items() if name in metrics]
+    if "calibrated_ece" in metrics:
+        at = f" at temperature {metrics['temperature']:.3g}"
+        for name in ("loss", "ece"):
+            rows.append([numbers[name] + at, *_with_interval(metrics, f"calibrated_{name}", 1, 4, "")])
+    display.table(title, ["metric", "value", "95 % interval"], rows)
+
+
+def _with_interval(metrics: Mapping[str, Any], name: str, times: int, digits: int, unit: str) -> list[str]:
+    value = f"{times * metrics[name]:.{digits}f}{unit}"
+    if f"{name}_low" not in metrics:
+        return [value, ""]
+    return [value, "–".join(f"{times * metrics[name + end]:.{digits}f}" for end in ("_low", "_high"))]
 
 
 def show_classes(display: Display, metrics: Mapping[str, Any], most: int = 20) -> None:
@@ -141,7 +155,3 @@ def show_classes(display: Display, metrics: Mapping[str, Any], most: int = 20) -
         rows = sorted(rows, key=lambda row: float(row[4]))[:most]
         title += f": the {most} with the lowest F1 of {len(per_class)}"
     display.table(title, columns, rows)
-
-
-def _percent(metrics: Mapping[str, Any]) -> str:
-    return f"{100 * metrics['accuracy_low']:.1f}–{100 * metrics['accuracy_high']:.1f}"

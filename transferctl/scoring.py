@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from transferctl import microbatches, results
-from transferctl.contracts import Batch, Features, Task
+from transferctl import calibration, checkpoint, microbatches, results
+from transferctl.contracts import Batch, Features, Meter, Task
 from transferctl.data import DomainData, Split
 from transferctl.device import Compute, release_memory
 from transferctl.display import Display
 from transferctl.errors import is_out_of_memory
+from transferctl.evaluation import Evaluation
+from transferctl.inputs import Inputs
 from transferctl.model import TransferModel
+from transferctl.paired import Recorder, Scored
 from transferctl.results import Predictions
 from transferctl.runs import Run
 
 Forward = Callable[[Batch], Features]
+Record = Callable[[Tensor, Tensor], None]  # takes a batch's logits and labels
 
 
 def measure(
@@ -29,21 +33,33 @@ def measure(
     forward: Forward,
     compute: Compute,
     domain: str = "target",
-    record: Callable[[Tensor, Tensor], None] | None = None,
+    record: Record | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Metrics of a head over labelled batches; no gradients, eval mode. `record` receives each batch's logits and
-    labels. A batch that does not fit into memory is computed in halves, which `say` is told."""
-    model.eval()
+    """Metrics of a head over labelled batches, as the task's meter has them. The rest is as `pass_over` has it."""
     meter = task.meter(model.classes[domain])
+    pass_over(model, batches, forward, compute, domain, [meter.update, *([record] if record else [])], say)
+    return meter.compute()
+
+
+def pass_over(
+    model: TransferModel,
+    batches: Iterable[Batch],
+    forward: Forward,
+    compute: Compute,
+    domain: str,
+    record: Sequence[Record],
+    say: Callable[[str], None] = lambda text: None,
+) -> None:
+    """A head over labelled batches; no gradients, eval mode. Each of `record` receives each batch's logits (fp32) and
+    labels, on the CPU. A batch that does not fit into memory is computed in halves, which `say` is told."""
+    model.eval()
     most = [sys.maxsize]  # samples that fit at once
     with torch.inference_mode():
         for loaded in batches:
             logits = _logits(model.heads[domain], loaded, forward, compute, most, say)
-            meter.update(logits, loaded.labels.cpu())
-            if record:
-                record(logits, loaded.labels.cpu())
-    return meter.compute()
+            for take in record:
+                take(logits, loaded.labels.cpu())
 
 
 def _logits(
@@ -69,6 +85,21 @@ def _logits(
     return _logits(head, loaded, forward, compute, most, say)
 
 
+def score(
+    model: TransferModel, task: Task, scored: Split, domain: str, inputs: Inputs,
+    predictions: Predictions | None = None, *, top: Sequence[int] = (), temperature: float | None = None,
+    in_full: bool = True, say: Callable[[str], None] = lambda text: None,
+) -> Scored:  # fmt: skip
+    """Metrics and outcomes of a domain's head; `predictions` takes what it predicts. temperature: of its logits, where
+    validation data has said one. in_full: with all that `Task.evaluation` finds."""
+    outcomes, classes = Recorder(), model.classes[domain]
+    meter: Meter | Evaluation = task.evaluation(classes, top) if in_full else task.meter(classes)
+    record: list[Record] = [meter.update, outcomes, *([predictions] if predictions else [])]
+    pass_over(model, inputs.scoring_batches(scored), model.features_of, inputs.compute, domain, record, say)
+    metrics = meter.compute(temperature) if isinstance(meter, Evaluation) else meter.compute()
+    return metrics, outcomes.outcomes()
+
+
 def score_best(
     run: Run,
     model: TransferModel,
@@ -79,22 +110,37 @@ def score_best(
     compute: Compute,
     display: Display,
 ) -> None:
-    """With the model as it was at its best epoch (`run.summary["best"]`): scores and predictions on
-    validation data, and on test data, which is scored here alone, once."""
-    predictions = Predictions()
-    scored = [(target.val, predictions)]
-    metrics = measure(model, task, batches_of(target.val), forward, compute, record=predictions, say=display.warn)
+    """With the model as it was at its best epoch (`run.summary["best"]`): scores and predictions on validation data,
+    which also says the temperature, and on test data, which is scored here alone, once."""
+
+    def score(split: Split) -> Evaluation:
+        evaluation, predictions = task.evaluation(target.classes), Predictions()
+        record: list[Record] = [evaluation.update, predictions]
+        pass_over(model, batches_of(split), forward, compute, "target", record, display.warn)
+        scored.append((split, predictions))
+        return evaluation
+
+    scored: list[tuple[Split, Predictions]] = []
     best, last = run.summary["best"], run.summary["last"]
+    evaluation = score(target.val)
+    temperature = _calibrate(run, evaluation, len(target.val))
+    metrics = evaluation.compute(temperature)
     run.summary["best"] = best | {"val": metrics}
     which = "the last" if best["epoch"] == last["epoch"] else f"best of {last['epoch']}"
     which = "the converged head" if "probe" in run.summary else f"epoch {best['epoch']} ({which})"
     results.show_metrics(display, f"Validation, {which}", metrics)
     if target.test:
-        predictions = Predictions()
-        scored.append((target.test, predictions))
-        metrics = measure(model, task, batches_of(target.test), forward, compute, record=predictions, say=display.warn)
-        run.summary["test"] = metrics
+        run.summary["test"] = metrics = score(target.test).compute(temperature)
         run.log_metrics(split="test", **results.headline(metrics))
         results.show_metrics(display, f"Test, scored once, {which}", metrics)
     results.show_classes(display, metrics)
     results.write_predictions(run, target.classes, scored)
+
+
+def _calibrate(run: Run, evaluation: Evaluation, n: int) -> float | None:
+    """The temperature that validation data asks for, kept for whoever predicts with the best checkpoint."""
+    temperature = evaluation.fitted_temperature()
+    if temperature is not None:
+        name = checkpoint.name_of(run.summary["best"]["step"])
+        run.write_json(calibration.FILE, calibration.description(name, temperature, n))
+    return temperature

@@ -230,14 +230,14 @@ def _score(domain: object) -> None:
 
     import torch
 
-    from transferctl import forgetting, results
+    from transferctl import paired, results
     from transferctl.tasks import classification
 
     split, classes = domain.val, domain.classes  # type: ignore[attr-defined]
     scored = []
     with _folder() as made:
         for _ in range(2):
-            predictions, recorder, meter = results.Predictions(), forgetting.Recorder(), classification.meter(classes)
+            predictions, recorder, meter = results.Predictions(), paired.Recorder(), classification.meter(classes)
             logits_of = torch.randn(1024, len(classes))
             for start in range(0, len(split), 1024):
                 labels = torch.from_numpy(split.labels[start : start + 1024].astype("int64"))
@@ -247,8 +247,8 @@ def _score(domain: object) -> None:
             scored.append((meter.compute(), recorder.outcomes()))
         run = SimpleNamespace(path=made)
         results.write_predictions(run, classes, [(split, predictions)])  # type: ignore[arg-type]
-    forgetting.LOSS_DRAWS = 20  # the same memory, a hundredth of the time
-    forgetting.change(scored[0][1], scored[1][1])
+    paired.LOSS_DRAWS = 20  # the same memory, a hundredth of the time
+    paired.difference(scored[0][1], scored[1][1], "change")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transferctl.contracts import Batch, Features, Mixed
+from transferctl.evaluation import Evaluation
 
 BOOTSTRAP_DRAWS = 10_000
 
@@ -74,6 +75,10 @@ def soft_targets(labels: Tensor, mixed: Mixed, outputs: int) -> Tensor:
 
 def meter(class_names: Sequence[str]) -> ClassificationMeter:
     return ClassificationMeter(class_names)
+
+
+def evaluation(class_names: Sequence[str], top: Sequence[int] = ()) -> Evaluation:
+    return Evaluation(meter(class_names), len(class_names), top)
 
 
 class ClassificationMeter:

@@ -1,0 +1,112 @@
+"""Two models on the same samples: what differs, and whether chance alone would make it differ as much."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
+
+from transferctl import scratch
+from transferctl.display import Display
+
+ACCURACY_DRAWS = 10_000
+LOSS_DRAWS = 2_000
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Of each sample, in order: whether its class was predicted, bool [n], and its loss, float64 [n]."""
+
+    right: np.ndarray
+    losses: np.ndarray
+
+
+Scored = tuple[dict[str, Any], Outcomes]  # metrics and outcomes of the same samples
+
+
+class Recorder:
+    """Collects the outcomes of each batch that is scored."""
+
+    def __init__(self) -> None:
+        self._right, self._losses = scratch.Growing(bool), scratch.Growing(np.float64)
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> None:
+        """logits: [N, C]; labels: int64 [N]."""
+        self._right.append((logits.argmax(1) == labels).numpy())
+        self._losses.append(F.cross_entropy(logits.double(), labels, reduction="none").numpy())
+
+    def outcomes(self) -> Outcomes:
+        return Outcomes(self._right.array(), self._losses.array())
+
+
+def scalars(noun: str) -> list[str]:
+    """The names that `difference` gives."""
+    return [f"{metric}_{noun}{end}" for metric in ("accuracy", "loss") for end in ("", "_low", "_high")]
+
+
+def difference(before: Outcomes, after: Outcomes, noun: str) -> dict[str, float]:
+    """Accuracy and loss after less before (accuracy_NOUN, loss_NOUN), each with its 95 % interval (…_low, …_high).
+
+    The percentile bootstrap over samples, paired: a sample is drawn with both its outcomes (Efron & Tibshirani 1993,
+    chapter 13). Of accuracy, the numbers of samples gained and lost suffice, which are multinomial.
+    """
+    assert len(before.right) == len(after.right), "the same samples, in the same order"
+    random, n = np.random.default_rng(0), len(before.right)
+    gained = np.count_nonzero(after.right & ~before.right) / n
+    lost = np.count_nonzero(before.right & ~after.right) / n
+    counts = random.multinomial(n, [gained, lost, max(1 - gained - lost, 0)], ACCURACY_DRAWS)
+    differences, drawn = scratch.empty(n, np.float64), scratch.empty(n, np.float64)
+    np.subtract(after.losses, before.losses, out=differences)
+    losses = np.array([_redrawn(differences, random, drawn).mean() for _ in range(LOSS_DRAWS)])
+    return {
+        **_interval(f"accuracy_{noun}", gained - lost, (counts[:, 0] - counts[:, 1]) / n),
+        **_interval(f"loss_{noun}", float(differences.mean()), losses),
+    }
+
+
+def mcnemar(before: np.ndarray, after: np.ndarray) -> dict[str, float | int]:
+    """McNemar's exact test (1947): if both were as good, of the samples that one alone gets right each would have half.
+
+    before, after: bool [n], whether each sample's class was predicted. gained, lost: how many `after` alone, and
+    `before` alone, has right; mcnemar_p: how likely a split as uneven as that, or more, would be (two-sided).
+    """
+    from scipy.stats import binomtest
+
+    gained, lost = int(np.count_nonzero(after & ~before)), int(np.count_nonzero(before & ~after))
+    p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    return {"gained": gained, "lost": lost, "mcnemar_p": float(p)}
+
+
+def show(
+    display: Display, title: str, columns: tuple[str, str], before: Mapping[str, Any], after: Mapping[str, Any],
+    differences: Mapping[str, float], noun: str,
+) -> None:  # fmt: skip
+    """A table of both and what lies between them. columns: what the two are called."""
+    points = {key: 100 * differences[key] for key in scalars(noun) if key.startswith("accuracy")}
+    accuracy = _signed(points, f"accuracy_{noun}", 1) + " points"
+    rows = [
+        ["accuracy, %", f"{100 * before['accuracy']:.1f}", f"{100 * after['accuracy']:.1f}", accuracy],
+        ["loss", f"{before['loss']:.4f}", f"{after['loss']:.4f}", _signed(differences, f"loss_{noun}", 4)],
+    ]
+    display.table(title, ["metric", *columns, f"{noun} (95 % interval)"], rows)
+
+
+def _redrawn(values: np.ndarray, random: np.random.Generator, out: np.ndarray) -> np.ndarray:
+    """values[random.integers(n, size=n)], without the index in memory."""
+    for part in scratch.pieces(len(values)):
+        out[part] = values[random.integers(len(values), size=part.stop - part.start)]
+    return out
+
+
+def _interval(name: str, value: float, draws: np.ndarray) -> dict[str, float]:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def _signed(values: Mapping[str, float], name: str, digits: int) -> str:
+    value, low, high = (f"{values[key]:+.{digits}f}" for key in (name, f"{name}_low", f"{name}_high"))
+    return f"{value} ({low} to {high})"
