@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,74 @@ def test_the_readme_shows_every_verb_and_only_flags_that_it_has(verb: str) -> No
     known = set(re.findall(r"--[a-z-]+", CliRunner().invoke(app, [verb, "--help"], env={"COLUMNS": "200"}).output))
     for line in re.findall(rf"transferctl {verb}\b[^\n]*|^\| `{verb}\b[^`]*`", README, re.MULTILINE):
         assert set(re.findall(r"(?<!\S)\[?(--[a-z-]+)", line)) <= known, line
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command by its whole name, such as `cache list`, in the order of the help."""
+    for name, command in get_command(app).commands.items():
+        inner = getattr(command, "commands", None)
+        if inner is None:
+            yield name, command
+        else:
+            yield from ((f"{name} {inner_name}", one) for inner_name, one in inner.items())
+
+
+COMMANDS = dict(commands())
+
+
+def reference() -> str:
+    """docs/commands.md: what --help says, of all commands."""
+    lines = [
+        "# Commands",
+        "",
+        "What `transferctl COMMAND --help` says, of all of them. Made from the commands themselves; after a change:",
+        "`UPDATE_DOCS=1 pytest tests/test_docs.py`.",
+    ]
+    for name, command in COMMANDS.items():
+        words = [_value(part) for part in command.params if part.param_type_name == "argument"]
+        lines += ["", f"## {' '.join([name, *words])}", "", *_words(command.help).splitlines(), ""]
+        lines += [f"    {command.epilog.removeprefix('Example: ')}", "", "| | |", "|---|---|"]
+        lines += [f"| {_signature(option)} | {_words(option.help)} |" for option in command.params if option.help]
+    return "\n".join([*lines, ""])
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _signature(part: Any) -> str:
+    flags = ", ".join([*part.opts, *part.secondary_opts])
+    if part.param_type_name == "argument":
+        return f"`{_value(part)}`"
+    return f"`{flags}`" if part.is_flag else f"`{flags} {_value(part)}`"
+
+
+def _value(part: Any) -> str:
+    return str(part.metavar or part.name.strip("_").upper())
+
+
+def test_the_reference_is_what_the_help_says() -> None:
+    path = ROOT / "docs" / "commands.md"
+    if os.environ.get("UPDATE_DOCS"):
+        path.write_text(reference(), encoding="utf-8")
+    assert path.read_text(encoding="utf-8") == reference()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_is_complete(name: str) -> None:
+    """What it does, an example that names it, a sentence for each argument and option."""
+    command = COMMANDS[name]
+    assert command.help and command.help.strip().endswith(".")
+    assert command.epilog and command.epilog.startswith(f"Example: transferctl {name}")
+    without = [part.name for part in command.params if not (part.help or "").strip()]
+    assert not without, f"no help for {without}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_of_a_command_has_only_flags_that_it_has(name: str) -> None:
+    command = COMMANDS[name]
+    known = {flag for part in command.params for flag in (*part.opts, *part.secondary_opts)}
+    assert set(re.findall(r"(?<!\S)(--?[a-z0-9-]+)", command.epilog)) <= known
 
 
 def test_the_readme_lists_every_exit_code() -> None:

@@ -56,16 +56,21 @@ def difference(before: Outcomes, after: Outcomes, noun: str) -> dict[str, float]
     """
     assert len(before.right) == len(after.right), "the same samples, in the same order"
     random, n = np.random.default_rng(0), len(before.right)
-    gained = np.count_nonzero(after.right & ~before.right) / n
-    lost = np.count_nonzero(before.right & ~after.right) / n
-    counts = random.multinomial(n, [gained, lost, max(1 - gained - lost, 0)], ACCURACY_DRAWS)
+    accuracy = accuracy_difference(before.right, after.right, noun, random)
     differences, drawn = scratch.empty(n, np.float64), scratch.empty(n, np.float64)
     np.subtract(after.losses, before.losses, out=differences)
     losses = np.array([_redrawn(differences, random, drawn).mean() for _ in range(LOSS_DRAWS)])
-    return {
-        **_interval(f"accuracy_{noun}", gained - lost, (counts[:, 0] - counts[:, 1]) / n),
-        **_interval(f"loss_{noun}", float(differences.mean()), losses),
-    }
+    return accuracy | _interval(f"loss_{noun}", float(differences.mean()), losses)
+
+
+def accuracy_difference(
+    before: np.ndarray, after: np.ndarray, noun: str, random: np.random.Generator | None = None
+) -> dict[str, float]:
+    """Of two models' hits on the same samples, bool [n]: accuracy after less before, with its interval."""
+    random, n = random or np.random.default_rng(0), len(before)
+    gained, lost = np.count_nonzero(after & ~before) / n, np.count_nonzero(before & ~after) / n
+    counts = random.multinomial(n, [gained, lost, max(1 - gained - lost, 0)], ACCURACY_DRAWS)
+    return _interval(f"accuracy_{noun}", gained - lost, (counts[:, 0] - counts[:, 1]) / n)
 
 
 def mcnemar(before: np.ndarray, after: np.ndarray) -> dict[str, float | int]:
