@@ -59,18 +59,18 @@ class Exportable:
 class Classifier(nn.Module):
     """images: uint8 [N, 3, H, W], cropped -> logits [N, C] and probabilities [N, C] = softmax(logits / T)."""
 
-    mean: Tensor
-    std: Tensor
+    pixel_mean: Tensor  # an operation of the graph may be called mean
+    pixel_std: Tensor
 
     def __init__(self, model: TransferModel, domain: str, temperature: float):
         super().__init__()
         self.backbone, self.head, self.temperature = model.backbone, model.heads[domain], temperature
         for name in ("mean", "std"):
             values = torch.tensor(getattr(model.preprocessing, name), dtype=torch.float32)
-            self.register_buffer(name, values.view(1, 3, 1, 1))
+            self.register_buffer(f"pixel_{name}", values.view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        normalised = (images.to(torch.float32) / 255 - self.mean) / self.std
+        normalised = (images.to(torch.float32) / 255 - self.pixel_mean) / self.pixel_std
         logits = self.head(self.backbone(normalised))
         return logits, torch.softmax(logits / self.temperature, dim=1)
 

@@ -44,30 +44,35 @@ def replacing(out: Path) -> Iterator[Path]:
     What a killed process left is put right first. Raises LockedError where another process writes it, ResourceError
     where the disk refuses."""
     aside = out.with_name(f".{out.name}.tmp")
-    new, old = aside / "new", aside / "old"
     try:
         aside.mkdir(parents=True, exist_ok=True)
         if aside.is_symlink():
             raise CheckpointError(f"{aside}: is a link, which is not written through; remove it")
-        with lock.locked(aside):
-            if old.is_dir() and not out.exists():
-                old.rename(out)  # killed between the two renames below
-            try:
-                _clear(new, old)
-                new.mkdir()
-                yield new
-                _sync(new)
-                with signals.held():
-                    if out.exists():
-                        out.rename(old)
-                    new.rename(out)
-            finally:
-                with signals.held():
-                    _clear(new, old)
-        with suppress(OSError):  # another process waits for it
-            aside.rmdir()
+        try:
+            with lock.locked(aside):
+                yield from _replaced(out, aside / "new", aside / "old")
+        finally:
+            with suppress(OSError):  # another process has it
+                aside.rmdir()
     except OSError as error:
         raise from_os_error(error, out, "--out") from None
+
+
+def _replaced(out: Path, new: Path, old: Path) -> Iterator[Path]:
+    if old.is_dir() and not out.exists():
+        old.rename(out)  # killed between the two renames below
+    try:
+        _clear(new, old)
+        new.mkdir()
+        yield new
+        _sync(new)
+        with signals.held():
+            if out.exists():
+                out.rename(old)
+            new.rename(out)
+    finally:
+        with signals.held():
+            _clear(new, old)
 
 
 def _clear(*folders: Path) -> None:
