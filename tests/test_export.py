@@ -240,7 +240,7 @@ def test_a_script_predicts_as_the_model_without_transferctl(
     script = exported.folder / f"use_{name}.py"
     assert_same(answers_of(script, odd_images), expected_answers(exported.run, odd_images, TEMPERATURE))
     code = script.read_text().split('"""')[2]
-    assert "transferctl" not in code and len(re.findall(r"^(?!import|from|\s*$).", code, re.MULTILINE)) <= 24
+    assert "transferctl" not in code and len(re.findall(r"^(?!import|from|\s*$).", code, re.MULTILINE)) <= 22
 
 
 # -- what is refused ----------------------------------------------------------------------------------
@@ -338,7 +338,9 @@ def test_parity_is_measured_on_the_images_of_a_folder(
     assert code == 3 and "there is no readable image" in answer["error"]
 
 
-def test_a_folder_with_other_files_is_never_replaced(exported: Exported, tmp_path: Path, invoke: Invoke) -> None:
+def test_a_folder_with_other_files_is_never_replaced(
+    exported: Exported, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     code, answer = invoke("export", exported.run, "--out", tmp_path, "--format", "torchvision")
     assert code == 2
@@ -346,6 +348,10 @@ def test_a_folder_with_other_files_is_never_replaced(exported: Exported, tmp_pat
     code, answer = invoke("export", exported.run, "--out", tmp_path / "thesis.tex")
     assert (code, answer["error"]) == (2, f"{tmp_path}/thesis.tex: is no folder; name another one with --out DIR")
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    code, answer = invoke("export", exported.run, "--out", ".")
+    assert code == 2 and "is the working folder, which would be replaced; name one in it" in answer["error"]
 
 
 @pytest.mark.parametrize("link", ["export", ".export.tmp"])
@@ -398,7 +404,7 @@ def test_a_head_that_the_run_does_not_have_exits_4(spec: Path, tmp_path: Path, c
     assert answer["error"] == f"{trained}: has no source head; it has target: leave out --head source"
 
 
-# -- conformance: every format, the architectures of the promise ----------------------------------------
+# -- conformance: every format, the architectures of the promise beside ResNet-18 ------------------------
 
 
 def random_model(architecture: str, size: int) -> TransferModel:
@@ -423,7 +429,7 @@ def random_model(architecture: str, size: int) -> TransferModel:
 
 @pytest.mark.parametrize(
     ("architecture", "size"),
-    [("resnet18", 64), ("resnet50", 64), ("vgg11", 32), ("mobilenet_v3_small", 64), ("vit_b_16", 32)],
+    [("resnet50", 64), ("vgg11", 32), ("mobilenet_v3_small", 64), ("vit_b_16", 32)],
 )
 def test_all_formats_of_an_architecture_compute_what_it_computes(architecture: str, size: int, tmp_path: Path) -> None:
     model = random_model(architecture, size)
@@ -479,7 +485,7 @@ def test_torchvisions_own_builder_loads_a_state_strictly(architecture: str, tmp_
 
 
 @pytest.mark.real
-def test_all_formats_and_scripts_agree_with_a_trained_network_on_photographs(
+def test_all_formats_and_a_script_agree_with_a_trained_network_on_photographs(
     tmp_path: Path, real_data: Path, call: Any
 ) -> None:
     (tmp_path / "ants-bees.yaml").write_text(f"""
@@ -499,5 +505,4 @@ epochs: 5
         assert values["same_class"] == 32
     paths = sorted((real_data / "ants-bees" / "val").glob("*/*.jpg"))[::10]
     expected = expected_answers(trained, paths, 1.0)
-    for name in FORMATS:
-        assert_same(answers_of(trained / "export" / f"use_{name}.py", paths), expected)
+    assert_same(answers_of(trained / "export" / "use_onnx.py", paths), expected)

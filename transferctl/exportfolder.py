@@ -21,7 +21,7 @@ def refuse_other(out: Path, names: Collection[str], *, is_chosen: bool) -> Path:
     if out.is_symlink() and not is_chosen:
         raise CheckpointError(f"{out}: is a link, which is not written through; name a folder with --out DIR")
     try:
-        out = out.resolve() if out.is_symlink() else out
+        out = out.resolve() if is_chosen else out
         entries = sorted(entry.name for entry in out.iterdir()) if out.exists() else []
     except NotADirectoryError:
         raise SpecError([Problem("", "is no folder; name another one with --out DIR", str(out))]) from None
@@ -29,6 +29,8 @@ def refuse_other(out: Path, names: Collection[str], *, is_chosen: bool) -> Path:
         raise from_os_error(error, out, "--out") from None
     except RuntimeError:
         raise SpecError([Problem("", "is a link to itself; name another folder with --out DIR", str(out))]) from None
+    if out == Path.cwd():
+        raise SpecError([Problem("", "is the working folder, which would be replaced; name one in it", f"--out {out}")])
     if others := [name for name in entries if name not in names]:
         message = (
             f"has what no export writes ({shown(others)}), and would be replaced; choose another folder with --out"
