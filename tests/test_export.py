@@ -310,15 +310,18 @@ def test_formats_that_cannot_be_made_are_left_out_with_the_reason_and_exit_2_whe
     assert (answer["left_out"], list(answer["parity"]["formats"])) == (reasons, ["pt2"])
 
 
-def test_where_the_data_is_gone_parity_is_measured_on_noise_and_that_is_said(
-    run: Path, tmp_path: Path, call: Any, capsys: pytest.CaptureFixture[str]
+def test_where_the_data_is_gone_parity_is_measured_on_other_images_or_noise_and_that_is_said(
+    run: Path, tmp_path: Path, call: Any
 ) -> None:
     copy = shutil.copytree(run, tmp_path / "run", symlinks=True)
-    text = (copy / "spec.yaml").read_text().replace("photos", "gone")
-    (copy / "spec.yaml").write_text(text)
-    answer = call("export", copy, "--format", "torchvision")
-    assert (answer["parity"]["images_of"], answer["parity"]["real_images"]) == ("noise, seed 0", False)
-    assert answer["parity"]["images"] == 32
+    (copy / "spec.yaml").write_text((copy / "spec.yaml").read_text().replace("photos", "gone"))
+    report = call("export", copy, "--format", "torchvision")["parity"]
+    assert (report["images_of"], report["real_images"]) == ("source.val of the run", True)
+    (copy / "spec.yaml").write_text("{backbone: {name: resnet18, weights: none}, target: {train: gone}}")
+    result = CliRunner().invoke(app, ["export", str(copy), "--format", "torchvision"])
+    assert result.exit_code == 0 and "warning: parity is measured on noise; --images FOLDER" in result.stderr
+    report = json.loads((copy / "export" / "parity.json").read_text())
+    assert (report["images_of"], report["real_images"], report["images"]) == ("noise, seed 0", False, 32)
 
 
 def test_parity_is_measured_on_the_images_of_a_folder(

@@ -46,18 +46,26 @@ class Reference:
 
 
 def own_images(spec: Spec, domain: str, preprocessing: Preprocessing, display: Display) -> Sample:
-    """Of the run's validation split, evenly spread; seeded noise, which is said, where that is not to be had."""
-    try:
-        split = _validation(spec, domain)
-        readers = [(split.sample_name(i), i) for i in _spread(len(split))]
-        at_least = short_side_needed(preprocessing, None)
-        opened = ((name, lambda i=i: split.dataset.read(int(split.indices[i]), at_least)) for name, i in readers)
-        return Sample(_pixels(opened, preprocessing, display), f"{domain}.{split.name} of the run")
-    except (TransferctlError, OSError) as error:
-        display.warn(f"the run's validation images are not to be had ({one_line(error)}): parity is measured on noise")
+    """Of the run's validation split, evenly spread: the domain's, or the other one's where it has no data; seeded
+    noise, which is said, where neither is to be had."""
+    for name in (domain, "source" if domain == "target" else "target"):
+        try:
+            return _of_run(spec, name, preprocessing, display)
+        except (TransferctlError, OSError) as error:
+            display.note(f"parity: no images of {name} validation data ({one_line(error)})")
+    display.warn("parity is measured on noise; --images FOLDER names images to measure it on")
     crop = preprocessing.crop
     noise = np.random.default_rng(0).integers(0, 256, (MOST, 3, crop, crop), dtype=np.uint8)
     return Sample(noise, "noise, seed 0", is_real=False)
+
+
+def _of_run(spec: Spec, domain: str, preprocessing: Preprocessing, display: Display) -> Sample:
+    split, at_least = _validation(spec, domain), short_side_needed(preprocessing, None)
+    opened = (
+        (split.sample_name(i), lambda i=i: split.dataset.read(int(split.indices[i]), at_least))
+        for i in _spread(len(split))
+    )
+    return Sample(_pixels(opened, preprocessing, display), f"{domain}.{split.name} of the run")
 
 
 def images_in(folder: Path, preprocessing: Preprocessing, display: Display) -> Sample:
