@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from transferctl import __version__, cli, signals
 from transferctl.cli import app
 
-VERBS = ["check", "pretrain", "extract", "finetune", "eval", "schema"]
+VERBS = ["check", "pretrain", "extract", "finetune", "eval", "export", "schema"]
 DIGITS = "{dataset: digits, classes: [0, 1], per_class: 4}"
 NO_WEIGHTS = "{name: resnet18, weights: none}"
 
@@ -107,7 +107,7 @@ def test_a_spec_is_judged_without_torch(spec_file):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["extrakt"], "No such command 'extrakt'. Did you mean 'extract'?; see transferctl --help"),
+        (["extrakt"], "No such command 'extrakt'. Did you mean 'extract', 'export'?; see transferctl --help"),
         (["check"], "Missing argument 'SPEC'; see transferctl check --help"),
         (["extract"], "name the SPEC, or a run to go on with by --resume RUN; see transferctl extract --help"),
         (["extract", "x.yaml", "--allow", "data"], "--allow: is for --resume RUN"),
@@ -125,7 +125,9 @@ def test_wrong_usage_exits_2_in_one_line_and_one_json_object(monkeypatch, capsys
     assert captured.err.endswith(f"error: {answer['error']}\n")
 
 
-@pytest.mark.parametrize(("words", "offered"), [("transferctl ex", "extract"), ("transferctl finetune --fr", "--from")])
+@pytest.mark.parametrize(
+    ("words", "offered"), [("transferctl ext", "extract"), ("transferctl finetune --fr", "--from")]
+)
 def test_a_shell_completes_verbs_and_options(words, offered):
     asked = {"_TRANSFERCTL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
     command = [sys.executable, "-c", "from transferctl.cli import main; main()"]

@@ -108,17 +108,18 @@ class Terminated(BaseException):
     """SIGTERM, as an exception, so that `with` blocks close what they opened."""
 
 
-def from_os_error(error: OSError, path: Path | str | None = None) -> ResourceError:
-    """The operating system's refusal to write, as an error with its fix."""
+def from_os_error(error: OSError, path: Path | str | None = None, flag: str = "--runs-dir") -> ResourceError:
+    """The operating system's refusal to write, as an error with its fix. flag: what chooses another folder."""
     where = path or error.filename or "the run folder"
+    elsewhere = f"move the runs with {flag}" if flag == "--runs-dir" else f"choose another folder with {flag}"
     fixes = {
-        errno.ENOSPC: "free some space, or move the runs with --runs-dir",
-        errno.EDQUOT: "free some of your quota, or move the runs with --runs-dir",
-        errno.EACCES: "give this user permission, or choose another folder with --runs-dir",
-        errno.EPERM: "give this user permission, or choose another folder with --runs-dir",
-        errno.EROFS: "choose a writable folder with --runs-dir",
+        errno.ENOSPC: f"free some space, or {elsewhere}",
+        errno.EDQUOT: f"free some of your quota, or {elsewhere}",
+        errno.EACCES: f"give this user permission, or choose another folder with {flag}",
+        errno.EPERM: f"give this user permission, or choose another folder with {flag}",
+        errno.EROFS: f"choose a writable folder with {flag}",
     }
-    fix = fixes.get(error.errno or 0, "choose another folder with --runs-dir")
+    fix = fixes.get(error.errno or 0, f"choose another folder with {flag}")
     return ResourceError(f"{where}: cannot write: {error.strerror or error}; {fix}")
 
 

@@ -64,18 +64,12 @@ def build(
     if state is not None:
         _load(net, name, state, headless, label)
     head = _take_head(net, name)
-    backbone = TorchvisionBackbone(name, net, image_size)
+    backbone = TorchvisionBackbone(name, net, image_size, _form(head))
     return backbone, None if headless else head
 
 
 def _network(name: str, outputs: int, image_size: int) -> nn.Module:
-    arguments: dict[str, Any] = {"num_classes": outputs}
-    if name in _SCALED_TO_ONE:
-        arguments |= {"aux_logits": False, "init_weights": True, "transform_input": False}
-    if name.startswith("vit_"):
-        arguments["image_size"] = image_size
-    if name == "maxvit_t":
-        arguments["input_size"] = (image_size, image_size)
+    arguments = _arguments(name, outputs, image_size)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -83,6 +77,17 @@ def _network(name: str, outputs: int, image_size: int) -> nn.Module:
     except (ValueError, RuntimeError, AssertionError) as error:
         raise _wrong_size(name, image_size, error) from None
     return net
+
+
+def _arguments(name: str, outputs: int, image_size: int) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"num_classes": outputs}
+    if name in _SCALED_TO_ONE:
+        arguments |= {"aux_logits": False, "init_weights": True, "transform_input": False}
+    if name.startswith("vit_"):
+        arguments["image_size"] = image_size
+    if name == "maxvit_t":
+        arguments["input_size"] = (image_size, image_size)
+    return arguments
 
 
 def _load(net: nn.Module, name: str, state: Mapping[str, Tensor], headless: bool, label: str) -> None:
@@ -111,11 +116,13 @@ def _wrong_size(name: str, image_size: int, error: Exception) -> SpecError:
 class TorchvisionBackbone(nn.Module):
     """torchvision's network less its last layer. Parameters are named as in torchvision (`net.` in front)."""
 
-    def __init__(self, name: str, net: nn.Module, image_size: int):
+    def __init__(self, name: str, net: nn.Module, image_size: int, own_head: _Form):
+        """own_head: of the last layer that was taken off."""
         super().__init__()
         self.name = name
         self.net = net
         self.image_size = image_size
+        self._own_head = own_head
         self._family = _family(net)
         self.feature_dim = self._measure()
 
@@ -128,6 +135,19 @@ class TorchvisionBackbone(nn.Module):
         for stage in trunk[after:]:
             x = stage.forward(x)
         return Features(pool.forward(x), self._family.maps(x))
+
+    def whole(self, head: nn.Module, outputs: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The state dict of torchvision's own network with this head as its last layer, and the arguments that its
+        builder makes that network by. Raises ValueError, saying why, for a head of another form."""
+        layers = _weighted(head)
+        if len(layers) != 1:
+            raise ValueError(f"its head has {len(layers)} layers with weights, where {self.name} has one")
+        if _form(head) != self._own_head:
+            raise ValueError(f"its head is of another form than the last layer of {self.name}")
+        state = self.net.state_dict()
+        state.update({f"{self._family.head}.{key}": tensor for key, tensor in layers[0].state_dict().items()})
+        arguments = _arguments(self.name, outputs, self.image_size)
+        return state, arguments | ({"init_weights": False} if "init_weights" in arguments else {})
 
     def fingerprint(self, stages: int | None = None) -> str:
         digest = hashlib.sha256(f"torchvision {self.name}".encode())
@@ -442,3 +462,17 @@ def _take_head(net: nn.Module, name: str) -> PretrainedHead:
             layers = nn.Sequential(nn.Dropout(before.p), *layers)
             parent[int(attribute) - 1] = nn.Identity()
     return PretrainedHead(layers, on_maps=False)
+
+
+_Form = tuple[type[nn.Module], dict[str, tuple[int, ...]]]
+
+
+def _weighted(head: nn.Module) -> list[nn.Module]:
+    """Its layers that have weights of their own."""
+    return [module for module in head.modules() if next(module.parameters(recurse=False), None) is not None]
+
+
+def _form(head: nn.Module) -> _Form:
+    """What the last layer of a head is, whatever the number of its outputs: kind, and shapes less their first side."""
+    last = _weighted(head)[-1]
+    return type(last), {name: tuple(tensor.shape[1:]) for name, tensor in last.named_parameters()}

@@ -25,6 +25,10 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")
 ]
 RunsDirOption = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", parser=_folder, help="Where run folders go.")]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", parser=_folder, help="Where to; default: RUN/export.", show_default=False),
+]
 ResumeOption = Annotated[
     Path | None,
     typer.Option("--resume", metavar="RUN", help="Go on with a run that was stopped.", show_default=False),

@@ -1,0 +1,1 @@
+"""Formats that a model is exported to: one file each, found by listing."""
