@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -153,12 +154,14 @@ def _say(folder: Path, rows: Sequence[Row], total: int, of: int, display: Displa
     columns: dict[str, Callable[[Row], str]] = {
         "run": lambda row: row.path.name,
         "state": lambda row: row.state,
-        "accuracy, %": _result,
+        "accuracy, %": partial(_result, with_epoch=is_wide),
         "source": _source_change,
         "took": lambda row: _duration(row.elapsed_s) if is_wide else "",
         "age": lambda row: _duration(now - row.started),
     }
     shown_columns = {title: cell for title, cell in columns.items() if any(map(cell, rows))}
+    if "source" in shown_columns and not is_wide:
+        del shown_columns["age"]  # which the folder's name says too
     cells = [[cell(row) for cell in shown_columns.values()] for row in rows]
     display.table(str(folder), list(shown_columns), cells)
     if total > len(rows):
@@ -169,13 +172,13 @@ def _say(folder: Path, rows: Sequence[Row], total: int, of: int, display: Displa
         display.result(line)
 
 
-def _result(row: Row) -> str:
+def _result(row: Row, *, with_epoch: bool) -> str:
     """What the latest epoch of a run without an end has, or the best one: accuracy, its interval, of which data."""
     if row.accuracy is None:
         return ""
     ends = [row.metrics.get(f"accuracy_{end}") for end in ("low", "high")]
     interval = " ({:.0f}–{:.0f})".format(*(100 * end for end in ends if end is not None)) if None not in ends else ""
-    epoch = f", epoch {row.epoch}" if row.epoch is not None else ""
+    epoch = f", epoch {row.epoch}" if row.epoch is not None and with_epoch else ""
     return f"{100 * row.accuracy:.1f}{interval} {row.split}{epoch}"
 
 
