@@ -14,6 +14,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def main() -> int:
 
 
 def _say(descriptor: int, **message: str) -> None:
-    os.write(descriptor, (jsontext.dumps(message) + "\n").encode())
+    with suppress(OSError):  # the run was killed, and nobody hears
+        os.write(descriptor, (jsontext.dumps(message) + "\n").encode())
 
 
 def _track(messages: Iterator[dict[str, Any]], says: int) -> None:

@@ -18,8 +18,11 @@ def trackers_shorthand(value: Any) -> Any:
     """A name, or a list of names, is those trackers with their defaults; none is none."""
     if isinstance(value, str):
         value = [] if value == "none" else [value]
-    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
-        return {str(name): {} for name in value}
+    if isinstance(value, list | tuple):
+        if unknown := [name for name in value if name not in NAMES]:
+            context = {"wanted": f"{WANTED}; there is no {unknown[0]}"}
+            raise PydanticCustomError("wrong_form", "must be {wanted}", context)
+        return {name: {} for name in value}
     return as_mapping(value, WANTED)
 
 

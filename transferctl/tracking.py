@@ -266,7 +266,7 @@ class TrackerProcess:
                 self._off(said["error"])
             else:
                 with suppress(TransferctlError):  # stderr takes no more
-                    self._display.note(said["note"])
+                    self._display.note(f"{self._name}: {said['note']}")
 
     def _off(self, reason: str) -> None:
         """Once; the run goes on without it."""

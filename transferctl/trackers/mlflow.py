@@ -52,7 +52,7 @@ class MLflow:
         else:
             self.id = run.id
             self._client.update_run(self.id, status="RUNNING")
-        self.where = f"MLflow: run {self.id} of experiment {settings.experiment}"
+        self.where = f"run {self.id} of experiment {settings.experiment}"
         self._client.set_tag(self.id, "transferctl.run", str(run.path))
         self._client.set_tag(self.id, "transferctl.verb", run.verb)
         self._log_parameters(run.parameters)
