@@ -41,6 +41,12 @@ def init(**k): return Run()
 """
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The libraries start within a second, unless other tests have the cores."""
+    monkeypatch.setattr(tracking, "PATIENCE_S", 60.0)
+
+
 @pytest.fixture
 def fake_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """A library of that name whose `code` runs after the sound parts: it may replace them."""
