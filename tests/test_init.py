@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from transferctl import init, yamlfile
+from transferctl import firstspec, yamlfile
 from transferctl.cli import app
 
 Invoke = Callable[..., tuple[int, dict[str, Any]]]
@@ -175,7 +175,7 @@ def test_small_images_are_enlarged_twice_and_not_to_the_size_of_the_weights(
 
 def test_more_images_let_more_layers_learn() -> None:
     resnet = ("stem", "layer1", "layer2", "layer3", "layer4")
-    assert [init._frozen(n, resnet) for n in (200, 5000, 50_000)] == ["layer2", "layer1", "none"]
+    assert [firstspec._frozen(n, resnet) for n in (200, 5000, 50_000)] == ["layer2", "layer1", "none"]
 
 
 @pytest.mark.parametrize("backbone", ["vit_b_16", "regnet_y_400mf"])

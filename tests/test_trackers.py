@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from transferctl import runs, tracking, yamlfile
+from transferctl import runs, trackerpipe, tracking, yamlfile
 from transferctl.cli import app
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, SpecError, Terminated
@@ -44,7 +44,7 @@ def init(**k): return Run()
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """The libraries start within a second, unless other tests have the cores."""
-    monkeypatch.setattr(tracking, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(trackerpipe, "PATIENCE_S", 60.0)
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_a_tracker_that_fails_is_said_once_and_the_run_goes_on(
     code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_wandb: Any
 ) -> None:
     fake_wandb(code)
-    monkeypatch.setattr(tracking, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(trackerpipe, "PATIENCE_S", 1.0)
     with start(tmp_path, told(wandb={})) as run:
         train(run, *range(1, 20))
         began = time.monotonic()
@@ -210,7 +210,7 @@ def test_a_tracker_that_takes_nothing_is_given_up_before_the_backlog_takes_the_m
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_wandb: Any
 ) -> None:
     fake_wandb("def init(**k): time.sleep(60)")
-    monkeypatch.setattr(tracking, "BACKLOG", 10_000)
+    monkeypatch.setattr(trackerpipe, "BACKLOG", 10_000)
     with start(tmp_path, told(wandb={})) as run:
         began = time.monotonic()
         train(run, *range(3000))  # 64 KiB are the pipe's
@@ -219,7 +219,7 @@ def test_a_tracker_that_takes_nothing_is_given_up_before_the_backlog_takes_the_m
 
 
 def test_a_tracker_that_cannot_be_started_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking.sys, "executable", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(trackerpipe.sys, "executable", str(tmp_path / "nowhere"))
     with start(tmp_path, told(tensorboard={})) as run:
         train(run, 1)
     assert "tensorboard is off for the rest of this run: cannot be started" in (run.path / "log.txt").read_text()

@@ -66,7 +66,7 @@ class Found:
 def look(folder: Path, val_fraction: float, display: Display) -> Found:
     """Raises DataError where there is nothing to train on as it lies, with how to arrange it."""
     paths, layout = _laid_out(folder)
-    settings = TargetSettings.model_validate({role: written(path) for role, path in paths.items()})
+    settings = TargetSettings.model_validate({role: written(path.absolute()) for role, path in paths.items()})
     val: DataSettings | float = settings.val if "val" in paths else val_fraction
     found, problems = data.survey(settings.train, val, settings.test, 0, domain="target")
     if found is not None and len(found.classes) == 1 and (only := paths["train"] / found.classes[0]).is_dir():

@@ -23,7 +23,8 @@ from transferctl import jsontext, lock, signals, tracking
 from transferctl.display import Display, appended
 from transferctl.errors import ExitCode, TransferctlError, ending, from_os_error
 from transferctl.resuming import RESUMABLE, Resumed
-from transferctl.tracking import Told, TrackerProcess
+from transferctl.trackerpipe import TrackerProcess
+from transferctl.tracking import Told
 
 SCHEMA_VERSION = 1
 
