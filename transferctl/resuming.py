@@ -90,7 +90,7 @@ def compare_environment(resumed: Resumed, before: Mapping[str, Any], now: Mappin
 def _summary(run: Path, verb: str) -> dict[str, Any]:
     if not run.is_dir():
         what = "is a file, not a run folder" if run.exists() else "no such run folder"
-        raise CheckpointError(f"{printable(str(run))}: {what}; `ls runs` shows them")
+        raise CheckpointError(f"{printable(str(run))}: {what}; `transferctl runs` shows them")
     if lock.is_held(run):
         raise lock.held_by(run)
     if not (run / "spec.yaml").is_file():
