@@ -11,8 +11,8 @@ import pytest
 import transferctl
 
 PACKAGE = Path(transferctl.__file__).parent
-PLUGIN_FOLDERS = ("backbones", "tasks", "penalties", "datasets", "exporters")
-VERBS = {"pretrain", "extract", "finetune", "evaluate", "check", "export", "cli"}
+PLUGIN_FOLDERS = ("backbones", "tasks", "penalties", "datasets", "exporters", "trackers")
+VERBS = {"pretrain", "extract", "finetune", "evaluate", "check", "export", "init", "runslist", "cli"}
 SOURCES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 PLUGINS = [name for name in SOURCES if name.split("/")[0] in PLUGIN_FOLDERS and not name.endswith("__init__.py")]
 CORE = [name for name in SOURCES if name.split("/")[0] not in PLUGIN_FOLDERS]
@@ -92,6 +92,8 @@ def test_a_plugin_writes_nothing_to_the_terminal(name: str) -> None:
         "errors.py",
         "display.py",
         "cachecommands.py",
+        "runslist.py",
+        "trackerprocess.py",
         "cache/cache.py",
         "cache/hashes.py",
     ],
@@ -102,7 +104,9 @@ def test_start_up_imports_no_torch(name: str) -> None:
     assert name in seen and not {root for file in seen for root in _roots(file)} & {"torch", "torchvision", "sklearn"}
 
 
-@pytest.mark.parametrize("name", ["cli.py", *sorted(COMMANDS), "spec.py", "cachecommands.py"])
+@pytest.mark.parametrize(
+    "name", ["cli.py", *sorted(COMMANDS), "spec.py", "cachecommands.py", "runslist.py", "trackerprocess.py"]
+)
 def test_what_answers_at_once_imports_no_numpy(name: str) -> None:
     assert "numpy" not in {root for file in _followed(name) for root in _roots(file)}
 

@@ -17,6 +17,7 @@ from transferctl import (
     pipeline,
     plan,
     starting,
+    tracking,
 )
 from transferctl.audit import Looked
 from transferctl.cache.cache import open_cache
@@ -30,6 +31,7 @@ from transferctl.wording import counted, printable
 
 def run(spec: Spec, display: Display) -> dict[str, Any]:
     """Print the plan and read every sample; then raise what training would, with all data problems at once."""
+    tracking.refuse_missing(spec)
     problems: list[str] = []
     domains = _survey(spec, problems, display)
     report: dict[str, Any] = {}
@@ -134,6 +136,7 @@ def _plan(spec: Spec, model: TransferModel, compute: str) -> list[list[str]]:
         ["optimizer", plan.optimizer(spec)],
         *([["also", also]] if (also := plan.extras(spec)) else []),
         ["device", compute],
+        *([["trackers", ", ".join(spec.trackers.chosen())]] if spec.trackers.chosen() else []),
     ]
 
 

@@ -187,7 +187,7 @@ def load(run: Path, which: str = "best") -> Checkpoint:
     Raises CheckpointError."""
     folder = run / "checkpoints" / which
     if not run.is_dir():
-        raise CheckpointError(f"{run}: no such run folder; `ls runs` shows them")
+        raise CheckpointError(f"{run}: no such run folder; `transferctl runs` shows them")
     _refuse_outside(folder)
     try:
         manifest = _read_manifest(folder)

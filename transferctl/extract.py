@@ -17,6 +17,7 @@ from transferctl import (
     results,
     runs,
     scoring,
+    tracking,
     yamlfile,
 )
 from transferctl.cache.cache import open_cache
@@ -49,7 +50,9 @@ def run(spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = 
     pipeline.say_unused(spec, unused, "extract (the backbone is frozen, features are computed once)", display)
     display.note(f"objective: {plan.extract(spec)}")
     with (
-        runs.start(runs_dir, "extract", spec.name, yamlfile.dump(spec), display, resumed) as folder,
+        runs.start(
+            runs_dir, "extract", spec.name, yamlfile.dump(spec), display, resumed, tracking.told_by(spec)
+        ) as folder,
         pipeline.naming_all_broken(target.splits(), spec, display),
     ):
         folder.summary |= {"start": start.origin, "skipped": target.skipped}

@@ -23,6 +23,7 @@ from transferctl import (
     runs,
     scoring,
     starting,
+    tracking,
     training,
     yamlfile,
 )
@@ -79,7 +80,9 @@ def run(spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = 
     with pipeline.naming_all_broken(splits, spec, display):
         pipeline.read_ahead(late, spec, display)
     with (
-        runs.start(runs_dir, "finetune", spec.name, yamlfile.dump(spec), display, resumed) as folder,
+        runs.start(
+            runs_dir, "finetune", spec.name, yamlfile.dump(spec), display, resumed, tracking.told_by(spec)
+        ) as folder,
         pipeline.naming_all_broken(splits, spec, display),
     ):
         results.describe_run(folder, spec.seed, setup.compute, model, setup.splits, display, resumed=resumed)

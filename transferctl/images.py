@@ -60,6 +60,21 @@ def decode(data: bytes, formats: tuple[str, ...] = FORMATS, at_least: int = 0) -
         raise BadSample(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
+def header_size(path: str) -> tuple[int, int]:
+    """Width and height as stored, pixels, from the head of the file alone. Raises BadSample."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would block
+            raise BadSample("is not a regular file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=FORMATS) as image:
+                return image.size
+    except BadSample:
+        raise
+    except Exception as error:  # as in `decode`
+        raise BadSample(f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
 def versions() -> str:
     """What the pixels depend on besides the files."""
     from PIL import features

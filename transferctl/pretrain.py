@@ -7,7 +7,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transferctl import checkpoint, loaders, pipeline, plan, results, runs, stage0, starting, training, yamlfile
+from transferctl import (
+    checkpoint,
+    loaders,
+    pipeline,
+    plan,
+    results,
+    runs,
+    stage0,
+    starting,
+    tracking,
+    training,
+    yamlfile,
+)
 from transferctl.data import DomainData
 from transferctl.device import Compute
 from transferctl.display import Display
@@ -108,8 +120,10 @@ def _train(
     assert spec.source is not None, "load_source has refused that"
     loss = pipeline.domain_loss(settings.label_smoothing, spec.source.balance, source.train, source.classes, compute)
     objective = Objective(task, domains={"source": loss})
+    own = own_spec or spec
+    told = tracking.told_by(own)
     with (
-        runs.start(runs_dir, "pretrain", spec.name, yamlfile.dump(own_spec or spec), display, resumed) as folder,
+        runs.start(runs_dir, "pretrain", spec.name, yamlfile.dump(own), display, resumed, told) as folder,
         pipeline.naming_all_broken(source.splits(), spec, display),
     ):
         folder.summary |= {"start": start.origin, "skipped": source.skipped, "stage0": start.fingerprint}

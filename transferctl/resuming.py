@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transferctl.yamlfile import SpecFile
 
 RESUMABLE = ("pretrain", "extract", "finetune")
-FREE = ("workers", "cache", "checkpoint", "name")  # settings that no weight depends on
+FREE = ("workers", "cache", "checkpoint", "name", "trackers")  # settings that no weight depends on
 MEANT_BY = {
     "weights": ("backbone.weights",),
     "data": tuple(f"{domain}.{split}" for domain in ("target", "source") for split in ("train", "val", "test")),
@@ -90,7 +90,7 @@ def compare_environment(resumed: Resumed, before: Mapping[str, Any], now: Mappin
 def _summary(run: Path, verb: str) -> dict[str, Any]:
     if not run.is_dir():
         what = "is a file, not a run folder" if run.exists() else "no such run folder"
-        raise CheckpointError(f"{printable(str(run))}: {what}; `ls runs` shows them")
+        raise CheckpointError(f"{printable(str(run))}: {what}; `transferctl runs` shows them")
     if lock.is_held(run):
         raise lock.held_by(run)
     if not (run / "spec.yaml").is_file():

@@ -12,17 +12,19 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from transferctl import jsontext, lock, signals
+from transferctl import jsontext, lock, signals, tracking
 from transferctl.display import Display, appended
 from transferctl.errors import ExitCode, TransferctlError, ending, from_os_error
 from transferctl.resuming import RESUMABLE, Resumed
+from transferctl.trackerpipe import TrackerProcess
+from transferctl.tracking import Told
 
 SCHEMA_VERSION = 1
 
@@ -36,9 +38,12 @@ class Run:
         self._unsettled: dict[str, str] | None = None if resumed is None else {}
         self.summary: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "verb": verb, "name": name, "run": str(path)}
         self._metrics = metrics
+        self.trackers: Sequence[TrackerProcess] = ()
 
     def log_metrics(self, **values: Any) -> None:
         """One line of metrics.jsonl, on disk when this returns (to the operating system's buffers)."""
+        for tracker in self.trackers:
+            tracker.log(values)
         self._metrics.write(jsontext.dumps(values) + "\n")
 
     def metrics_bytes(self) -> int:
@@ -84,10 +89,11 @@ class Run:
 
 @contextmanager
 def start(
-    runs_dir: Path, verb: str, name: str, spec_yaml: str, display: Display, resumed: Resumed | None = None
-) -> Iterator[Run]:
-    """Create the run folder, or open that of a run that is resumed; hold its lock, and leave a summary of how the run
-    ended, whatever happens.
+    runs_dir: Path, verb: str, name: str, spec_yaml: str, display: Display, resumed: Resumed | None = None,
+    told: Told | None = None,
+) -> Iterator[Run]:  # fmt: skip
+    """Create the run folder, or open that of a run that is resumed; hold its lock, tell its trackers, and leave a
+    summary of how the run ended, whatever happens.
 
     Raises ResourceError where the folder cannot be made or filled, LockedError where another process writes it.
     """
@@ -103,6 +109,7 @@ def start(
             run.write_json("summary.json", run.summary | {"status": "running"})
             run.describe("spec.yaml", spec_yaml)
             files.enter_context(display.log_to(path / "log.txt"))
+            run.trackers = files.enter_context(tracking.telling(told or Told(), run, display))
         except OSError as error:
             raise from_os_error(error, resumed.run if resumed else runs_dir) from None
         with _summarised(run, started, display, before):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -72,6 +73,13 @@ class PenaltySettings(Settings):
     """What every penalty accepts; `transferctl/penalties/*.py` add their own keys."""
 
     weight: float = Field(ge=0, description="Factor on the penalty in the objective.")
+
+
+def refuse_password(url: str | None) -> str | None:
+    """A spec is copied into every run folder, which people share."""
+    if url and re.match(r"[a-z][a-z0-9+.-]*://[^/@]*:[^/@]*@", url, re.IGNORECASE):
+        raise ValueError("has a password in it, which would be copied into every run; use the environment")
+    return url
 
 
 # -- faults that pydantic has no words for; specfaults tells them

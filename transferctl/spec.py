@@ -25,6 +25,7 @@ from transferctl import plugins
 from transferctl.cache.settings import CacheSettings, cache_shorthand
 from transferctl.savesettings import CheckpointSettings, checkpoint_shorthand
 from transferctl.settings import DataSettings, InputPath, PenaltySettings, Settings, Text, across, as_mapping, of_kind
+from transferctl.trackersettings import TrackersSettings, trackers_shorthand
 from transferctl.trainsettings import AugmentSettings, HeadTrainingSettings, TrainingSettings
 
 PUBLISHED_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -365,6 +366,14 @@ class Spec(TrainingSettings):
             default_factory=CacheSettings,
             description="What frozen parts computed is kept for later runs: auto, none, a folder, or settings.",
         )
+    )
+    trackers: Annotated[
+        TrackersSettings,
+        BeforeValidator(trackers_shorthand, json_schema_input_type=str | list[str] | TrackersSettings),
+    ] = Field(
+        default_factory=TrackersSettings,
+        description="Experiment trackers that hear of a training: a name, a list of names, or names and settings. None "
+        "by default; what goes wrong there never stops a run.",
     )
     on_bad_sample: Literal["stop", "skip"] = Field(
         "stop", description="An unreadable sample stops the run, or is named, counted and left out."

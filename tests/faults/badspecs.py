@@ -101,7 +101,7 @@ COMMANDS = [
     ("nul_runs_dir", "a --runs-dir with a NUL", ["extract", "spec.yaml", "--runs-dir", "a\0b"],
      ("--runs-dir", "must be a folder, not 'a\\x00b'")),
     ("from_absent_run", "--from of a run that is not there", ["finetune", "spec.yaml", "--from", "absent"],
-     ("absent: no such run folder", "`ls runs` shows them")),
+     ("absent: no such run folder", "`transferctl runs` shows them")),
     ("age", "an age that is none", ["cache", "clear", "--older-than", "soon"], ("--older-than soon", "such as 30d")),
     ("cache_is_file", "a file in place of the cache", ["cache", "list", "--path", "spec.yaml"],
      ("spec.yaml", "the cache needs a folder")),

@@ -43,6 +43,9 @@ def train(
         return file
 
     def go_on(file: SpecFile, display: Display) -> dict[str, Any]:
+        from transferctl import tracking
+
+        tracking.refuse_missing(file.spec)
         if resumed is None:
             return verb(file, runs_dir, display, None)
         if resumed.finished is not None:
