@@ -402,3 +402,13 @@ def test_batches_of_one_sample_are_refused_where_batchnorm_trains(spec: Path, tm
     assert answer["error"].startswith("--set batch_size=1: batch_size: is 1, and BatchNorm")
     code, _ = invoke("finetune", spec, *settings, "--set", "frozen=all")
     assert code == 0
+
+
+def test_a_network_whose_state_has_a_version_is_put_back_to_its_best_epoch(
+    spec: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    """torchvision's mnasnet refuses a plain mapping of its own tensors."""
+    code, answer = invoke("extract", spec, "--runs-dir", tmp_path, "--set", "backbone.name=mnasnet0_5")
+    assert code == 0
+    code, scored = invoke("eval", answer["run"], "--runs-dir", tmp_path)
+    assert (code, scored["accuracy"]) == (0, answer["best"]["val"]["accuracy"])

@@ -13,7 +13,7 @@ from transferctl.data import DomainData
 from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.inputs import Inputs
-from transferctl.model import BatchNorm, TransferModel
+from transferctl.model import BatchNorm, TransferModel, put_back
 from transferctl.objective import Objective
 from transferctl.spec import Spec
 
@@ -68,7 +68,7 @@ def _from_scratch(spec: Spec, epochs: int, target: DomainData, compute: Compute,
         display, seed=spec.seed, frozen={1: "none"}, batchnorm=BatchNorm(thawed="train"),
         settings_key="pretrain.",
     )  # fmt: skip
-    model.load_state_dict(fitted.best_state, strict=False)
+    put_back(model, fitted.best_state)
     scored = target.val if target.test is None else target.test
     return float(scoring.measure(model, task, inputs.scoring_batches(scored), model.features_of, compute)["accuracy"])
 

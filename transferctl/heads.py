@@ -18,7 +18,7 @@ from transferctl.device import Compute
 from transferctl.display import Display
 from transferctl.features import FeatureTable
 from transferctl.frozen import FrozenStages
-from transferctl.model import BatchNorm, TransferModel
+from transferctl.model import BatchNorm, TransferModel, put_back
 from transferctl.objective import DomainLoss, Objective
 from transferctl.probe import Probe, Samples
 from transferctl.runs import Run
@@ -210,7 +210,7 @@ def head_first(
             model, task, spec.head_first, domain, loss, computed["train"], computed["val"], compute, display,
             seed=spec.seed, run=None, settings_key="head_first.",
         )  # fmt: skip
-    model.load_state_dict(fitted.best_state, strict=False)
+    put_back(model, fitted.best_state)
     val = fitted.best["val"]
     display.note(
         f"head first: {domain} head after epoch {fitted.best['epoch']} of {fitted.last['epoch']}: val accuracy "

@@ -229,6 +229,15 @@ def load_state(model: TransferModel, checkpoint: Checkpoint) -> None:
         load_whole(head, _part(checkpoint, f"heads.{domain}."), f"{label}: {domain} head")
 
 
+def put_back(model: TransferModel, state: Mapping[str, Tensor]) -> None:
+    """Some of the model's tensors as they were, by their names in it. `load_state_dict` would ask the module for more:
+    mnasnet refuses a state without its version number."""
+    own = model.state_dict()
+    with torch.no_grad():
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
+
+
 def digest(model: TransferModel) -> str:
     """SHA-256 over every weight and its name."""
     found = hashlib.sha256()

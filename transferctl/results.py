@@ -15,7 +15,7 @@ from transferctl import checkpoint, resuming, runs, scratch
 from transferctl.data import Split
 from transferctl.device import Compute
 from transferctl.display import Display
-from transferctl.model import TransferModel, digest, state_for_checkpoint
+from transferctl.model import TransferModel, digest, put_back, state_for_checkpoint
 from transferctl.resuming import Resumed
 from transferctl.runs import Run
 from transferctl.trainingstate import Fitted
@@ -56,7 +56,7 @@ def save_fitted(run: Run, model: TransferModel, fitted: Fitted) -> None:
     was at its best."""
     is_one = fitted.best["step"] == fitted.last["step"]
     save_checkpoint(run, model, fitted.last, ("best", "last") if is_one else ("last",))
-    model.load_state_dict(fitted.best_state, strict=False)
+    put_back(model, fitted.best_state)
     if not is_one:
         save_checkpoint(run, model, fitted.best, ("best",))
 
