@@ -127,7 +127,7 @@ class PredictionFile:
             raise self.error(f"{printable(self.part.name)} is gone, which had its rows")
         if size < found.size or (found.is_finished and size != found.size):
             raise self.error(f"{printable(rows.name)} has {size:,} bytes of the {found.size:,} that were written")
-        return found
+        return found if found.tally.rows else anew
 
     def _read_progress(self, classes: int) -> Begun | None:
         """None where there is none that is fit to be read."""
