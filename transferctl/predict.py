@@ -260,7 +260,8 @@ def _end(tally: Tally, paths: Paths, summary: Mapping[str, Any], asked: Asked, d
     for note in paths.notes():
         display.warn(note)
     bad = f", of which {tally.bad:,} bad" if tally.bad else ""
-    display.note(f"{counted(tally.rows, 'file')}{bad}: {summary['images_per_s']:,.0f} a second")
+    rate = f": {summary['images_per_s']:,.0f} a second" if summary["images_per_s"] else ""
+    display.note(f"{counted(tally.rows, 'file')}{bad}{rate}")
     if asked.out is not None:
         display.result(str(asked.out.path))
     problems = [] if asked.skip_bad or not tally.bad else [_bad_in_words(tally)]
