@@ -306,7 +306,7 @@ def test_bad_files_are_named_in_their_rows_and_exit_3_unless_skipped(
         "fifo.png": "is not a regular file",
     }
     assert all((row["predicted"] == "") == bool(row["error"]) for row in rows) and len(rows) == 12
-    assert "error: 4 of 12 files bad; mend or remove them, or allow them by --skip-bad" in found.stderr
+    assert "error: 4 bad files of 12; mend or remove them, or allow them by --skip-bad" in found.stderr
     assert f"error:   {photos}/missing.png is missing" in found.stderr
     skipped = run(trained, *arguments, "--skip-bad")
     assert (skipped.exit_code, skipped.stdout) == (0, found.stdout)
@@ -441,7 +441,7 @@ epochs: 20
     rows = rows_of(found.stdout)
     assert found.exit_code == 3 and [row["path"] for row in rows] == listed
     assert [row["path"] for row in rows if row["error"]] == [listed[500]]
-    assert "error: 1 of 1,000 files bad" in found.stderr
+    assert "error: 1 bad file of 1,000;" in found.stderr
     assert f"error:   {listed[500]} cannot be decoded: image file is truncated" in found.stderr
     right = np.mean([Path(row["path"]).parent.name == row["predicted"] for row in rows if not row["error"]])
     assert right > 0.75
@@ -614,13 +614,13 @@ def test_a_resumed_file_has_the_bytes_of_an_uninterrupted_one_and_decodes_nothin
     part = tmp_path / f"x.{ending}.part"
     assert whole.read_bytes().startswith(part.read_bytes())
     if batches:
-        said = f"to go on: the same command with --resume ({3 * batches} rows are safe in {part})"
+        said = f"to go on: the same command with --resume ({3 * batches} rows of {part} are safe)"
         assert said in " ".join(stopped.stderr.split())
     part.write_bytes(part.read_bytes() + b"an incomplete li")
     for i in range(3 * batches):
         (photos / "ab"[i // 5] / f"{i % 5}.png").write_bytes(b"is not read again")
     resumed = run(trained, photos, "--out", out, "--top", 2, "--resume")
-    assert (resumed.exit_code == 3 and "1 of 10 files bad" in resumed.stderr) or batches == 0
+    assert (resumed.exit_code == 3 and "1 bad file of 10" in resumed.stderr) or batches == 0
     assert out.read_bytes() == whole.read_bytes() and not part.exists()
 
 

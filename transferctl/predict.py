@@ -168,10 +168,10 @@ def _sink(out: PredictionFile | None, begun: Begun, rows: Rows, display: Display
         with out.growing(begun, rows.header()) as growing:
             yield growing
     except BaseException:
-        if begun.tally.rows:
+        if out.safe_rows:
             with suppress(TransferctlError):  # stderr may take no more
-                done = counted(begun.tally.rows, "row")
-                display.note(f"to go on: the same command with --resume ({done} are safe in {out.part})")
+                done = counted(out.safe_rows, "row")
+                display.note(f"to go on: the same command with --resume ({done} of {out.part} are safe)")
         raise
 
 
@@ -271,7 +271,7 @@ def _end(tally: Tally, paths: Paths, summary: Mapping[str, Any], asked: Asked, d
 
 
 def _bad_in_words(tally: Tally) -> str:
-    lines = [f"{tally.bad:,} of {counted(tally.rows, 'file')} bad; mend or remove them, or allow them by --skip-bad"]
+    lines = [f"{counted(tally.bad, 'bad file')} of {tally.rows:,}; mend or remove them, or allow them by --skip-bad"]
     lines += [f"  {printable(path)} {reason}" for path, reason in tally.first_bad]
     lines += [f"  and {tally.bad - len(tally.first_bad):,} more"] if tally.bad > len(tally.first_bad) else []
     return "\n".join(lines)

@@ -79,6 +79,7 @@ class PredictionFile:
 
     def __init__(self, path: Path, *, resume: bool, overwrite: bool):
         self.path, self._overwrite = path, overwrite
+        self.safe_rows = 0  # that a resume would find
         try:
             self._refuse_odd()
             self.part = path.with_name(f"{path.name}.part")
@@ -191,6 +192,7 @@ class Growing:
         """What is not known to be whole goes; before there are rows, it is said that they are ours. Raises OSError."""
         if not self.tally.rows:
             self._save(is_finished=False)
+        self._target.safe_rows = self.tally.rows
         os.ftruncate(self._descriptor, self._size)
         os.lseek(self._descriptor, self._size, os.SEEK_SET)
         if not self.tally.rows:
@@ -221,6 +223,7 @@ class Growing:
         progress = Begun(self._made_by, is_finished, self._size, self.tally)
         values = {"schema_version": SCHEMA_VERSION, **asdict(progress)}
         runs.write_atomically(self._target.progress, jsontext.dumps(values) + "\n")
+        self._target.safe_rows = self.tally.rows
 
 
 @contextmanager
