@@ -12,7 +12,7 @@ import transferctl
 
 PACKAGE = Path(transferctl.__file__).parent
 PLUGIN_FOLDERS = ("backbones", "tasks", "penalties", "datasets", "exporters", "trackers")
-VERBS = {"pretrain", "extract", "finetune", "evaluate", "check", "export", "init", "runslist", "cli"}
+VERBS = {"pretrain", "extract", "finetune", "evaluate", "predict", "check", "export", "init", "runslist", "cli"}
 SOURCES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 PLUGINS = [name for name in SOURCES if name.split("/")[0] in PLUGIN_FOLDERS and not name.endswith("__init__.py")]
 CORE = [name for name in SOURCES if name.split("/")[0] not in PLUGIN_FOLDERS]

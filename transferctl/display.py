@@ -113,6 +113,24 @@ class Display:
         with self._results() as file:
             print(text, file=file, flush=True)
 
+    def rows(self, lines: bytes) -> None:
+        """Whole lines of results for other programs, in their very bytes; what is unprintable in them is escaped on a
+        terminal alone. Raises ResourceError where stdout takes no more."""
+        if self.is_on_screen:
+            text = lines.decode("utf-8", "surrogateescape")
+            lines = "".join(f"{printable(line)}\n" for line in text.split("\n")[:-1]).encode(
+                "utf-8", "backslashreplace"
+            )
+        with self._results() as file:
+            file.flush()
+            file.buffer.write(lines)  # type: ignore[attr-defined]
+            file.buffer.flush()  # type: ignore[attr-defined]
+
+    @property
+    def is_on_screen(self) -> bool:
+        """Whether results go to a terminal."""
+        return sys.stdout.isatty()
+
     @contextmanager
     def _results(self) -> Iterator[IO[str]]:
         """Where results go. Raises ResourceError where stdout takes no more: a closed pipe, a full disk."""
@@ -168,8 +186,9 @@ class Display:
         return int(_console(sys.stderr if self.as_json else sys.stdout).width)
 
     @contextmanager
-    def progress(self, what: str, total: int) -> Iterator[Progress]:
-        """A bar over `total` images with rate and time left; plain lines every ten seconds elsewhere."""
+    def progress(self, what: str, total: int | None = None) -> Iterator[Progress]:
+        """A bar over `total` images (None: nobody knows) with rate and time left; plain lines every ten seconds
+        elsewhere."""
         if not self.terminal:
             yield _PlainProgress(self, what, total)
             return
@@ -197,14 +216,13 @@ def appended(path: Path) -> IO[str]:
 
 
 class Progress:
-    """How far a pass has come. `detail` shows losses."""
+    """How far a pass has come, shown nowhere. `detail` shows losses."""
 
     def advance(self, images: int, detail: str = "") -> None:
-        raise NotImplementedError
+        pass
 
     def skip(self, images: int) -> None:
         """Done before, by another process: they do not count in the rate."""
-        raise NotImplementedError
 
 
 class _BarProgress(Progress):
@@ -222,7 +240,7 @@ class _BarProgress(Progress):
 
 
 class _PlainProgress(Progress):
-    def __init__(self, display: Display, what: str, total: int):
+    def __init__(self, display: Display, what: str, total: int | None):
         self._display, self._what, self._total = display, what, total
         self._start = self._said = time.monotonic()
         self._done = self._skipped = 0
@@ -237,8 +255,10 @@ class _PlainProgress(Progress):
             return
         self._said = now
         rate = (self._done - self._skipped) / (now - self._start)
-        left = (self._total - self._done) / max(rate, 1e-9)
-        done = f"{self._done:,}/{self._total:,} images, {rate:,.0f}/s, {left:.0f} s left"
+        done = f"{self._done:,} images, {rate:,.0f}/s"
+        if self._total is not None:
+            left = (self._total - self._done) / max(rate, 1e-9)
+            done = f"{self._done:,}/{self._total:,} images, {rate:,.0f}/s, {left:.0f} s left"
         self._display.line(f"{self._what}: {done} {detail}".rstrip())
 
 

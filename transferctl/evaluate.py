@@ -45,7 +45,9 @@ from transferctl.spec import Spec
 OVERRIDABLE = ("name", "device", "precision", "workers", "on_bad_sample", "cache", "target", "source")
 
 
-def load_spec(run: Path, overrides: Sequence[str]) -> yamlfile.SpecFile:
+def load_spec(
+    run: Path, overrides: Sequence[str], verb: str = "eval", overridable: Sequence[str] = OVERRIDABLE
+) -> yamlfile.SpecFile:
     """The resolved spec that a run was made with. Raises CheckpointError where there is none, SpecError for an
     override of what the checkpoint carries."""
     try:
@@ -54,8 +56,8 @@ def load_spec(run: Path, overrides: Sequence[str]) -> yamlfile.SpecFile:
         raise CheckpointError(f"{run}: cannot be looked for: {error.strerror}; name a run folder") from None
     if not is_run:
         raise CheckpointError(f"{run}: is no run folder (it has no spec.yaml); name one of those in runs/")
-    message = f"eval takes this from the checkpoint; it can set {', '.join(OVERRIDABLE)}"
-    fixed = [text for text in overrides if _key(text) not in OVERRIDABLE]
+    message = f"{verb} takes this from the checkpoint; it can set {', '.join(overridable)}"
+    fixed = [text for text in overrides if _key(text) not in overridable]
     if fixed:
         raise SpecError([Problem("", message, f"--set {text}") for text in fixed])
     return yamlfile.load(run / "spec.yaml", overrides)

@@ -33,6 +33,7 @@ from transferctl.wording import counted, printable
 
 SHOWN_BROKEN = 20
 AUDIT_CHUNK = 32  # samples a worker reads between two reports
+FEW_FILES = 64  # for fewer, starting workers does not pay
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,14 @@ def workers_for(asked: int | str, split: Split) -> int:
     """auto: where a GPU computes one a core (at most 8), if files are decoded, enough to pay for starting them.
     Where the CPU computes none: workers and OpenMP's threads would take the cores from each other, so decoding and
     computing take turns on all cores (ResNet-50, two cores: 123 images/s in turns, 99 with two workers)."""
+    return workers_for_files(asked, len(split) if split.dataset.reads_files else 0)
+
+
+def workers_for_files(asked: int | str, n: int) -> int:
+    """As workers_for. n: files to decode, or as many as are known of."""
     if isinstance(asked, int):
         return asked
-    pays = _gpu_computes() and split.dataset.reads_files and len(split) >= 64
-    return min(os.cpu_count() or 1, 8) if pays else 0
+    return min(os.cpu_count() or 1, 8) if _gpu_computes() and n >= FEW_FILES else 0
 
 
 def _gpu_computes() -> bool:
@@ -320,7 +325,7 @@ def look_at_all(
     parts = _equal_parts(len(split), max(1, _parts(len(split), AUDIT_CHUNK)))
     steps = (range(part.start, part.stop) for part in parts)
     with display.progress(f"reading {split.name}", len(split)) as progress:
-        for rows in _loader(_Probe(split, look), steps, workers):
+        for rows in in_order(_Probe(split, look), steps, workers):
             broken |= {position: found for position, found in enumerate(rows, done) if isinstance(found, Unreadable)}
             content = b"".join(nothing if isinstance(found, Unreadable) else found for found in rows)
             seen[done : done + len(rows)] = np.frombuffer(content, dtype)
@@ -355,14 +360,14 @@ def broken_error(broken: Sequence[Unreadable]) -> BrokenSamples:
 
 
 def _batches(images: _Images, steps: Iterator[list[Key]], task: Task, workers: int) -> Generator[Batch]:
-    with closing(_loader(images, steps, workers, _Together(task.collate))) as loaded:
+    with closing(in_order(images, steps, workers, _Together(task.collate))) as loaded:
         for batch in loaded:
             if not isinstance(batch, Batch):
                 raise broken_error(batch)
             yield batch
 
 
-def _loader(
+def in_order(
     dataset: Any, steps: Iterable[Any], workers: int, together: Callable[[list[Any]], Any] = list
 ) -> Generator[Any]:
     """For each step what `together` makes of the list of dataset[key] for its keys. Steps are taken as they are needed.

@@ -57,18 +57,19 @@ def pass_over(
     most = [sys.maxsize]  # samples that fit at once
     with torch.inference_mode():
         for loaded in batches:
-            logits = _logits(model.heads[domain], loaded, forward, compute, most, say)
+            logits = logits_of(model.heads[domain], loaded, forward, compute, most, say)
             for take in record:
                 take(logits, loaded.labels.cpu())
 
 
-def _logits(
+def logits_of(
     head: nn.Module, loaded: Batch, forward: Forward, compute: Compute, most: list[int], say: Callable[[str], None]
 ) -> Tensor:
-    """[N, C], on the CPU. most: one number, which becomes less where memory runs out."""
+    """[N, C], on the CPU. most: one number, how many samples are tried at once; it becomes less where memory runs
+    out."""
     if len(loaded.labels) > most[0]:
         halves = (half for half, _ in microbatches.of(loaded, 2))
-        return torch.cat([_logits(head, half, forward, compute, most, say) for half in halves])
+        return torch.cat([logits_of(head, half, forward, compute, most, say) for half in halves])
     try:
         batch = loaded.to(compute.device)
         with torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.bf16):
@@ -82,7 +83,7 @@ def _logits(
     release_memory(compute.device)
     most[0] = (n + 1) // 2
     say(f"out of memory: {n} images do not fit at once, and are scored {most[0]} at a time")
-    return _logits(head, loaded, forward, compute, most, say)
+    return logits_of(head, loaded, forward, compute, most, say)
 
 
 def score(

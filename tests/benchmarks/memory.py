@@ -39,6 +39,7 @@ JOBS = {
     "train": (0, 2),
     "balanced": (0, 2),
     "evaluate": (0, 2),
+    "predict": (0, 2),
     "extract": (2,),
 }  # workers
 INTERVAL_S = 0.05
@@ -163,14 +164,21 @@ def _work(job: str, folder: str, workers: int) -> None:
 
     import torch
 
-    from transferctl import data
+    from transferctl import data, predictionimages
     from transferctl.datasets.folder import Settings
     from transferctl.device import Compute
     from transferctl.inputs import Inputs
+    from transferctl.predictionpaths import Paths
     from transferctl.preprocess import Preprocessing
     from transferctl.tasks import classification
     from transferctl.trainsettings import AugmentSettings
 
+    if job == "predict":  # all paths, of which the images of the last are read
+        paths = iter(Paths([folder]))
+        left = islice(paths, int(Path(folder).name.split("-")[1]) - BATCHES * BATCH_SIZE, None)
+        size = Preprocessing(72, 64)
+        _take(predictionimages.batches(left, classification, size, batch_size=BATCH_SIZE, workers=workers))
+        return
     domain = data.load_domain(Settings(path=Path(folder)), 0.2, None, 0, domain="target")
     inputs = Inputs(classification, Preprocessing(72, 64), workers, Compute(torch.device("cpu"), bf16=False, reason=""))
     if job == "list":

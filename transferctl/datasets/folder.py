@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from functools import partial
-from heapq import merge
-from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,13 +16,11 @@ from pydantic import Field
 from transferctl import scratch
 from transferctl.errors import DataError
 from transferctl.images import EXTENSIONS, ImageFiles, first_frame_notes, is_gif
+from transferctl.listing import entries, is_hidden, is_image_name, leads_to_folder
 from transferctl.outside import DESCRIPTION, Choice, Outsiders
 from transferctl.settings import DataSettings, InputPath, Text
 from transferctl.texts import Texts
 from transferctl.wording import SomeNames, counted, printable, shown
-
-SYSTEM_NAMES = ("__macosx", "thumbs.db", "desktop.ini")  # left by macOS's zip and by Windows, in any case
-RUN = 8192  # names of a folder that are sorted at a time
 
 
 class Settings(DataSettings):
@@ -89,11 +83,11 @@ def _class_folders(root: Path, found: _Found) -> list[str]:
     if not root.is_dir():
         raise DataError(f"{root}: is a file, not a folder of class folders; a manifest's name must end in .csv")
     names = []
-    for name, kind in _entries(str(root)):
+    for name, kind in entries(str(root)):
         path = os.path.join(root, name)
-        if _is_hidden(name):
+        if is_hidden(name):
             found.hidden += 1
-        elif kind == "d" or (kind == "l" and _leads_to_folder(path)):
+        elif kind == "d" or (kind == "l" and leads_to_folder(path)):
             names.append(name)
         else:
             found.strays.add(path)
@@ -126,9 +120,9 @@ def _images(
     identity = (status.st_dev, status.st_ino)
     if identity in parents:
         raise DataError(f"{printable(folder)}: a link that leads back to a folder around it; remove it")
-    for name, kind in _entries(folder):
+    for name, kind in entries(folder):
         path = f"{folder}{os.sep}{name}"
-        if _is_hidden(name):
+        if is_hidden(name):
             found.hidden += 1
         elif exclude and (matching := {pattern for pattern in exclude if _excludes(path, pattern, root)}):
             found.excluded.add(path)
@@ -136,7 +130,7 @@ def _images(
         elif kind == "d" or (kind == "l" and _is_linked_folder(path)):
             leads_out = is_outside or (kind == "l" and found.outsiders.links_out(path))
             yield from _images(path, root, exclude, found, (*parents, identity), leads_out)
-        elif kind == "o" or not _is_image_name(name):
+        elif kind == "o" or not is_image_name(name):
             found.strays.add(path)
         elif not _is_text(name):
             found.undecodable.append(path)
@@ -146,58 +140,14 @@ def _images(
             yield path
 
 
-def _entries(folder: str) -> Iterator[tuple[str, str]]:
-    """What a folder holds, in the order of names: (name, kind), kind d for a folder, f a file, l a link, o another.
-
-    Sorted in runs that are merged, as all names of a folder of a million images would take 100 MB."""
-    with os.scandir(folder) as entries:
-        marked = _run(entries)
-        if len(marked) == RUN:
-            later = chain.from_iterable(iter(partial(_run, entries), []))
-            names = Texts(chain(marked, later))
-            starts = range(0, len(names), RUN)
-            runs = [map(names.__getitem__, range(start, min(start + RUN, len(names)))) for start in starts]
-            yield from ((name[:-2], name[-1]) for name in merge(*runs))
-            return
-    yield from ((name[:-2], name[-1]) for name in marked)
-
-
-def _run(entries: Iterator[os.DirEntry[str]]) -> list[str]:
-    """Of the next RUN entries the names, sorted, each with its kind after a NUL, which sorts before all else."""
-    return sorted(f"{entry.name}\0{_kind(entry)}" for entry in islice(entries, RUN))
-
-
-def _kind(entry: os.DirEntry[str]) -> str:
-    if entry.is_file(follow_symlinks=False):
-        return "f"
-    if entry.is_symlink():
-        return "l"
-    return "d" if entry.is_dir(follow_symlinks=False) else "o"
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in SYSTEM_NAMES
-
-
 def _is_linked_folder(path: str) -> bool:
     """A link that cannot be followed is a sample if it is an image by name: reading it says what is wrong."""
     try:
-        return _leads_to_folder(path)
+        return leads_to_folder(path)
     except OSError:
-        if _is_image_name(path):
+        if is_image_name(path):
             return False
         raise
-
-
-def _leads_to_folder(link: str) -> bool:
-    try:
-        return stat.S_ISDIR(os.stat(link).st_mode)
-    except FileNotFoundError:
-        return False
-
-
-def _is_image_name(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
 def _is_text(name: str) -> bool:
