@@ -1,0 +1,40 @@
+"""What differs between the specs of several runs: each setting that is not the same in all, and its value in each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from transferctl.wording import printable
+
+ABSENT = "-"
+NAMES = ("name",)  # what a run is called is no setting that a result depends on
+LONGEST = 80
+
+
+def differing(specs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Dotted keys whose values differ between resolved specs, in the order they are written, with each spec's value in
+    words; "-" where it has no such key. A group that only some have is told setting by setting."""
+    leaves = [dict(_leaves(spec)) for spec in specs]
+    keys = dict.fromkeys(key for one in leaves for key in one if key not in NAMES)
+    told = {key: [in_words(one[key]) if key in one else ABSENT for one in leaves] for key in keys}
+    return {key: values for key, values in told.items() if len(set(values)) > 1}
+
+
+def in_words(value: Any) -> str:
+    """A setting's value as it would be written, in one short printable line."""
+    text = printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def _leaves(spec: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Lists and empty groups are leaves. A loop, as what others write may be nested deep."""
+    waiting: list[tuple[str, Any]] = [("", spec)]
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, Mapping) and value:
+            inner = [(f"{key}.{name}" if key else str(name), one) for name, one in value.items()]
+            waiting += reversed(inner)
+        elif key and value is not None:  # a setting that is null is one that is left out
+            yield key, value
