@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from transferctl import __version__, signals
-from transferctl.commands import caching, scoring, specs, training
+from transferctl.commands import caching, reporting, scoring, specs, training
 from transferctl.commands.running import fail
 from transferctl.errors import ExitCode, ending
 
@@ -42,6 +42,7 @@ def _options(
 
 app.add_typer(training.app)
 app.add_typer(scoring.app)
+app.add_typer(reporting.app)
 app.add_typer(specs.app)
 app.add_typer(caching.app, name="cache")
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transferctl import checkpoint, loaders, pipeline, plan, results, runs, stage0, starting, training, yamlfile
+from transferctl import checkpoint, loaders, pipeline, plan, report, results, runs, stage0, starting, training, yamlfile
 from transferctl.data import DomainData
 from transferctl.device import Compute
 from transferctl.display import Display
@@ -24,7 +24,10 @@ from transferctl.wording import counted
 def run(spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = None) -> dict[str, Any]:
     """Train on `source` from random weights (or from `backbone.weights`), as `pretrain:` says; or go on with a run that
     was stopped."""
-    return _train(spec, _prepare(spec, pipeline.load_source(spec, display), display), runs_dir, display, resumed)
+    summary = _train(spec, _prepare(spec, pipeline.load_source(spec, display), display), runs_dir, display, resumed)
+    report.at_end(Path(summary["run"]), spec, display)
+    display.result(summary["run"])
+    return summary
 
 
 def ensure_source(spec: Spec, runs_dir: Path, display: Display, source: DomainData | None = None) -> Spec:
@@ -38,6 +41,8 @@ def ensure_source(spec: Spec, runs_dir: Path, display: Display, source: DomainDa
         display.note(f"stage 0: {found} is identical (data, architecture, settings, seed); not trained again")
     path = found or _go_on_with_stopped(spec, start, runs_dir, display)
     path = path or Path(_train(spec, start, runs_dir, display)["run"])
+    if found is None:
+        display.result(str(path))
     weights = WeightsFile.model_construct(path=path.absolute(), classes=None)
     return spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"weights": weights})})
 
@@ -130,5 +135,4 @@ def _train(
         results.save_fitted(folder, model, fitted)
         checkpoint.keep_linked_alone(folder.path)
         results.show_metrics(display, f"Source, epoch {fitted.best['epoch']} (best), validation", fitted.best["val"])
-    display.result(str(folder.path))
     return folder.summary

@@ -366,6 +366,10 @@ class Spec(TrainingSettings):
             description="What frozen parts computed is kept for later runs: auto, none, a folder, or settings.",
         )
     )
+    report: bool = Field(
+        True,
+        description="Whether a run ends with report.html in its folder; `transferctl report RUN` makes it at any time.",
+    )
     on_bad_sample: Literal["stop", "skip"] = Field(
         "stop", description="An unreadable sample stops the run, or is named, counted and left out."
     )

@@ -9,7 +9,7 @@ from typing import Any
 from transferctl.wording import printable
 
 ABSENT = "-"
-NAMES = ("name",)  # what a run is called is no setting that a result depends on
+LEFT_OUT = ("name", "report")  # what a run is called, and whether it has a page, says nothing of what it did
 LONGEST = 80
 
 
@@ -17,7 +17,7 @@ def differing(specs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Dotted keys whose values differ between resolved specs, in the order they are written, with each spec's value in
     words; "-" where it has no such key. A group that only some have is told setting by setting."""
     leaves = [dict(_leaves(spec)) for spec in specs]
-    keys = dict.fromkeys(key for one in leaves for key in one if key not in NAMES)
+    keys = dict.fromkeys(key for one in leaves for key in one if key not in LEFT_OUT)
     told = {key: [in_words(one[key]) if key in one else ABSENT for one in leaves] for key in keys}
     return {key: values for key, values in told.items() if len(set(values)) > 1}
 

@@ -15,6 +15,7 @@ from transferctl.reporting.gather import Interval, Told, interval
 from transferctl.reporting.theme import SERIES
 
 LOSSES = {"loss": "objective", "loss_source": "L_S", "loss_target": "L_T"}
+LARGEST = 1e30  # that a picture can hold
 
 
 def curves(run: Told) -> list[Markup]:
@@ -23,41 +24,45 @@ def curves(run: Told) -> list[Markup]:
     found: list[Markup] = []
 
     def draw(name: str, title: str, lines: Sequence[Line], unit: str = "") -> None:
-        if lines := [line for line in lines if line.xs]:
+        if lines := [one for one in lines if one.xs]:
             found.append(figures.curves(f"curve-{name}", title, lines, best=best, unit=unit))
 
     shown = _told_apart(train)
-    losses = [_line(label, train, key, i) for i, (key, label) in enumerate(LOSSES.items()) if key in shown]
-    draw("loss", "Loss", [*losses, _line("validation", val, "loss", 3)], "loss")
-    accuracies = [_line("validation" if run.verb != "pretrain" else "source validation", val, "accuracy", 3)]
-    draw("accuracy", "Accuracy", [*accuracies, _line("source", source, "accuracy", 1)], "accuracy")
-    terms = dict.fromkeys(key for line in train for key in line if isinstance(key, str) and key.startswith("penalty_"))
+    losses = [line(label, train, key, i) for i, (key, label) in enumerate(LOSSES.items()) if key in shown]
+    draw("loss", "Loss", [*losses, line("validation", val, "loss", 3)], "loss")
+    accuracies = [line("validation" if run.verb != "pretrain" else "source validation", val, "accuracy", 3)]
+    draw("accuracy", "Accuracy", [*accuracies, line("source", source, "accuracy", 1)], "accuracy")
+    terms = dict.fromkeys(key for row in train for key in row if key.startswith("penalty_"))
     names = list(islice(terms, len(SERIES)))
-    penalties = [_line(f"Ω {checked.text(key[8:], 20)}", train, key, i) for i, key in enumerate(names)]
+    penalties = [line(f"Ω {checked.text(key[8:], 20)}", train, key, i) for i, key in enumerate(names)]
     draw("penalties", "Penalties, not weighted", penalties, "penalty")
-    draw("cosine", "Gradients", [_line("cos(∇L_S, ∇L_T)", train, "cosine", 4)], "cos(∇L_S, ∇L_T)")
-    draw("rate", "Learning rate", [_line("learning rate", train, "lr", 2)], "learning rate")
+    draw("cosine", "Gradients", [line("cos(∇L_S, ∇L_T)", train, "cosine", 4)], "cos(∇L_S, ∇L_T)")
+    draw("rate", "Learning rate", [line("learning rate", train, "lr", 2)], "learning rate")
     return found
 
 
 def _told_apart(train: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """The keys of LOSSES that say something of their own: one term alone is the objective."""
-    terms = [key for key in ("loss_source", "loss_target") if any(key in line for line in train)]
-    penalties = any(str(key).startswith("penalty_") for line in train[:1] for key in line)
+    terms = [key for key in ("loss_source", "loss_target") if any(key in row for row in train)]
+    penalties = any(key.startswith("penalty_") for row in train[:1] for key in row)
     return ("loss", *terms) if len(terms) > 1 or penalties else tuple(terms) or ("loss",)
 
 
-def _line(label: str, lines: Sequence[Mapping[str, Any]], key: str, colour: int) -> Line:
+def line(label: str, rows: Sequence[Mapping[str, Any]], key: str, colour: int) -> Line:
+    """A metric over epochs. rows: of metrics.jsonl."""
     points = [
-        (epoch, value, checked.number(line.get(f"{key}_low")), checked.number(line.get(f"{key}_high")))
-        for line in lines
-        if (epoch := checked.count(line.get("epoch"))) is not None
-        and (value := checked.number(line.get(key))) is not None
-        and abs(value) < 1e30  # what a picture can hold
+        (epoch, value, _drawable(row.get(f"{key}_low")), _drawable(row.get(f"{key}_high")))
+        for row in rows
+        if (epoch := checked.count(row.get("epoch"))) is not None and (value := _drawable(row.get(key))) is not None
     ]
     with_interval = bool(points) and all(low is not None and high is not None for _, _, low, high in points)
     lows, highs = ([point[i] or 0.0 for point in points] if with_interval else () for i in (2, 3))
     return Line(label, [point[0] for point in points], [point[1] for point in points], colour, lows, highs)
+
+
+def _drawable(value: Any) -> float | None:
+    found = checked.number(value)
+    return found if found is not None and abs(found) < LARGEST else None
 
 
 @dataclass(frozen=True)
@@ -92,10 +97,10 @@ def forgetting(run: Told) -> Forgetting | None:
 
 def _trade_off(run: Told) -> Markup | None:
     """Per epoch, where source accuracy was measured beside that of the target."""
-    targets = {line.get("epoch"): checked.share(line.get("accuracy")) for line in run.lines("val")}
+    targets = {checked.count(row.get("epoch")): checked.share(row.get("accuracy")) for row in run.lines("val")}
     points, labels = [], []
-    for line in run.lines("source_val")[: figures.MOST_POINTS]:
-        epoch, source = checked.count(line.get("epoch")), checked.share(line.get("accuracy"))
+    for row in run.lines("source_val")[: figures.MOST_POINTS]:
+        epoch, source = checked.count(row.get("epoch")), checked.share(row.get("accuracy"))
         target = targets.get(epoch)
         if epoch is not None and source is not None and target is not None:
             points.append((100 * source, 100 * target))

@@ -66,19 +66,19 @@ def _ends(lines: Sequence[Line]) -> str:
 def reliability(name: str, title: str, bins: Sequence[Bin], words: str) -> Markup:
     """Accuracy of each bin of confidence against the diagonal, and how many samples each has. words: for those who do
     not see it."""
-    with plots.figure(4.2, 4.3, **SETTINGS) as drawn:
+    with plots.figure(5.0, 4.6, **SETTINGS) as drawn:
         above, below = drawn.subplots(2, 1, sharex=True, height_ratios=[4, 1])
-        centres = [(one.low + one.high) / 2 for one in bins]
-        width = [0.9 * (one.high - one.low) for one in bins]
         above.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        above.bar(centres, [one.accuracy for one in bins], width, color=SERIES[0], alpha=0.85, linewidth=0)
-        for one, centre, wide in zip(bins, centres, width, strict=True):
-            gap = one.confidence - one.accuracy
-            above.bar(centre, gap, wide, one.accuracy, color=BAD, alpha=0.3, linewidth=0)
+        for one in bins:
+            centre, wide = (one.low + one.high) / 2, 0.9 * (one.high - one.low)
+            low, high = sorted((one.accuracy, one.confidence))
+            above.bar(centre, low, wide, color=SERIES[0], alpha=0.8, linewidth=0)
+            too_sure = one.confidence > one.accuracy
+            above.bar(centre, high - low, wide, low, color=BAD if too_sure else SERIES[0], alpha=0.35, linewidth=0)
+            above.plot([centre - wide / 2, centre + wide / 2], [one.accuracy] * 2, color=INK, linewidth=2)
+            below.bar(centre, one.n, wide, color=MUTED, alpha=0.6, linewidth=0)
         above.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
-        above.set_aspect("auto")
         above.set_title(title, loc="left", fontsize=11.5, color=INK)
-        below.bar(centres, [one.n for one in bins], width, color=MUTED, alpha=0.6, linewidth=0)
         below.set(xlabel="confidence", ylabel="images")
         below.locator_params(axis="y", integer=True, nbins=3)
         return themed(plots.svg(drawn), name, words)

@@ -46,7 +46,7 @@ class Bar:
 
 def images_of(run: Told, score: Score) -> str:
     """What was scored: 153 test images."""
-    where = "source validation" if run.verb == "pretrain" else SPLITS.get(score.split, score.split)
+    where = "source validation" if run.verb == "pretrain" else _split_of(score)
     return f"{score.n:,} {where} images" if score.n is not None else f"{where} images"
 
 
@@ -55,9 +55,11 @@ def bars(run: Told) -> list[Bar]:
     score = run.score
     if score is None or score.accuracy is None:
         return []
-    found = [Bar("this run", images_of(run, score), score.accuracy, is_own=True)]
+    found = [Bar(f"this run, {_split_of(score)}", images_of(run, score), score.accuracy, is_own=True)]
     found += [
-        Bar("this run", images_of(run, other), other.accuracy) for other in run.scores[1:] if other.accuracy is not None
+        Bar(f"this run, {_split_of(other)}", images_of(run, other), other.accuracy)
+        for other in run.scores[1:]
+        if other.accuracy is not None
     ]
     if before := _started_from(run):
         other = gather(before)
@@ -69,6 +71,10 @@ def bars(run: Told) -> list[Bar]:
     if accuracy := interval(checked.mapping(first.get("val")), "accuracy"):
         found.append(Bar("the head alone, before", "head_first, on frozen features; validation images", accuracy))
     return found
+
+
+def _split_of(score: Score) -> str:
+    return SPLITS.get(score.split, score.split)
 
 
 def _started_from(run: Told) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 import transferctl
+from transferctl.reporting.headline import Bar
 from transferctl.wording import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -30,6 +32,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"percent": percent, "figure": figure, "words": in_words, "lines": printable_lines}
+    environment.filters |= {"points": points, "scale": scale, "placed": placed}
     environment.globals |= {
         "css": Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),  # noqa: S704 (our own)
         "generator": f"{GENERATOR} {transferctl.__version__}",
@@ -40,6 +43,25 @@ def _environment() -> jinja2.Environment:
 def percent(value: float, digits: int = 1) -> str:
     """0.837 -> 83.7."""
     return f"{100 * value:.{digits}f}"
+
+
+def points(change: float) -> str:
+    """-0.023 -> −2.3."""
+    return f"{100 * change:+.1f}".replace("-", "−")
+
+
+def scale(bars: Sequence[Bar]) -> tuple[float, float]:
+    """The ends of an axis on which all bars and their intervals are, in tenths."""
+    values = [value for bar in bars for value in (*bar.points, bar.value.value, bar.value.low, bar.value.high)]
+    known = [value for value in values if value is not None]
+    low, high = min(known), max(known)
+    return max(math.floor(low * 10 - 0.2) / 10, 0.0), min(math.ceil(high * 10 + 0.2) / 10, 1.0)
+
+
+def placed(value: float, ends: tuple[float, float]) -> str:
+    """Where on the axis, in per cent of it."""
+    low, high = ends
+    return f"{100 * (value - low) / (high - low):.2f}"
 
 
 def figure(value: float) -> str:
