@@ -29,12 +29,12 @@ def in_words(value: Any) -> str:
 
 
 def _leaves(spec: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Lists and empty groups are leaves. A loop, as what others write may be nested deep."""
+    """Lists are leaves; null and an empty group are what is left out. A loop: what others write may be nested deep."""
     waiting: list[tuple[str, Any]] = [("", spec)]
     while waiting:
         key, value = waiting.pop()
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             inner = [(f"{key}.{name}" if key else str(name), one) for name, one in value.items()]
             waiting += reversed(inner)
-        elif key and value is not None:  # a setting that is null is one that is left out
+        elif key and value is not None:
             yield key, value

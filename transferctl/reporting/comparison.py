@@ -13,9 +13,10 @@ from transferctl.reporting.figures import Line
 from transferctl.reporting.gather import Told
 from transferctl.reporting.headline import Bar
 from transferctl.reporting.theme import SERIES
-from transferctl.specdifferences import differing
+from transferctl.specdifferences import ABSENT, differing
 
 MOST_CLASSES = 25  # whose F1 stands beside each other: those that the runs differ in most
+FEW = 3  # settings of a group that are not folded
 OF_THE_MACHINE = ("python", "platform", "processor", "cores", "threads", "device", "packages", "commit", "seed")
 
 
@@ -29,11 +30,15 @@ class ClassBeside:
 
 def of(runs: Sequence[Told]) -> str:
     specs = [_settings(run) for run in runs]
+    differences = differing(specs)
+    folded = _folded(differences)
     context: dict[str, Any] = {
         "runs": runs,
         "labels": [_label(i) for i in range(len(runs))],
         "colours": [f"var(--c{i % len(SERIES) + 1})" for i in range(len(runs))],
-        "differences": differing(specs),
+        "differences": differences,
+        "shown": {key: values for key, values in differences.items() if _group(key) not in folded},
+        "folded": list(folded.items()),
         "unread": [run for run, spec in zip(runs, specs, strict=True) if not spec],
         "scores": _scores(runs),
         "not_the_same": not_the_same(runs),
@@ -50,6 +55,23 @@ def _settings(run: Told) -> Mapping[str, Any]:
     if run.spec is None:
         return run.settings
     return run.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _folded(differences: Mapping[str, list[str]]) -> dict[str, dict[str, list[str]]]:
+    """By the first word of their keys, the groups of settings of which some specs have none: many rows that say one
+    thing."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for key, values in differences.items():
+        found.setdefault(_group(key), {})[key] = values
+    return {
+        group: rows
+        for group, rows in found.items()
+        if len(rows) > FEW and all(ABSENT in values for values in rows.values())
+    }
+
+
+def _group(key: str) -> str:
+    return key.partition(".")[0]
 
 
 def _label(i: int) -> str:

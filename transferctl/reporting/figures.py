@@ -33,7 +33,7 @@ class Line:
 
 def curves(name: str, title: str, lines: Sequence[Line], *, best: float | None = None, unit: str = "") -> Markup:
     """best: the epoch that was kept, marked."""
-    with plots.figure(4.6, 2.9, **SETTINGS) as drawn:
+    with plots.figure(4.3, 2.8, **SETTINGS) as drawn:
         axes = drawn.add_subplot()
         for line in lines:
             every = -(-len(line.xs) // MOST_POINTS)
@@ -115,7 +115,7 @@ class Point:
 def features_map(name: str, points: Sequence[Point], classes: Mapping[int, str], words: str) -> Markup:
     """classes: the names of those with a legend entry; all others share colours. Mistakes have a ring."""
     titles: dict[str, list[str]] = {}
-    with plots.figure(6.6, 4.8, **(SETTINGS | {"axes__grid": False})) as drawn:
+    with plots.figure(7.6, 4.6, **(SETTINGS | {"axes__grid": False})) as drawn:
         axes = drawn.add_subplot()
         for order, label in enumerate(dict.fromkeys(sorted(point.label for point in points))):
             own = [point for point in points if point.label == label]
