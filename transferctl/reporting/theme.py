@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
@@ -66,9 +66,17 @@ def themed(svg: str, name: str, label: str, titles: Mapping[str, Sequence[str]] 
 
 
 def _entitle(group: ElementTree.Element, titles: Sequence[str]) -> None:
-    marks = list(group.iter(f"{{{SVG}}}use")) if titles else []
-    for mark, title in zip(marks, titles, strict=False):
+    for mark, title in zip(_marks(group) if titles else (), titles, strict=False):
         ElementTree.SubElement(mark, f"{{{SVG}}}title").text = title
+
+
+def _marks(element: ElementTree.Element) -> Iterator[ElementTree.Element]:
+    """What is drawn, in order: the same path used again, or, of few, each path itself."""
+    for child in element:
+        if child.tag in (f"{{{SVG}}}use", f"{{{SVG}}}path"):
+            yield child
+        elif child.tag != f"{{{SVG}}}defs":
+            yield from _marks(child)
 
 
 def _references(value: str) -> list[str]:
