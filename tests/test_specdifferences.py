@@ -33,7 +33,7 @@ def test_lists_and_control_characters_are_one_short_printable_line() -> None:
 
 
 def test_what_is_nested_deep_is_no_crash() -> None:
-    deep: dict[str, object] = {}
+    deep: dict[str, object] = {"b": 1}
     for _ in range(5000):
         deep = {"a": deep}
     assert len(differing([deep, {}])) == 1
