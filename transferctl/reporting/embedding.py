@@ -20,10 +20,14 @@ def in_the_plane(features: np.ndarray) -> np.ndarray:
     points = principal_components(features, COMPONENTS)
     if len(points) >= FEWEST_FOR_TSNE and np.ptp(points) > 0:
         from sklearn.manifold import TSNE
+        from threadpoolctl import threadpool_limits
 
         perplexity = min(PERPLEXITY, (len(points) - 1) / 3)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of threads, and of points that are the same
+        with (
+            threadpool_limits(1),
+            warnings.catch_warnings(),
+        ):  # threads that wait for each other: 40 s beside other work
+            warnings.simplefilter("ignore")  # of points that are the same
             points = TSNE(init="pca", random_state=0, perplexity=perplexity).fit_transform(points.astype(np.float32))
     points = points[:, :2].astype(np.float64)
     low, extent = points.min(0), np.ptp(points, axis=0)

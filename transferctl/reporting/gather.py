@@ -77,6 +77,13 @@ class Told:
     def best_epoch(self) -> int | None:
         return checked.count(checked.mapping(self.summary.get("best")).get("epoch"))
 
+    @property
+    def is_of_source(self) -> bool:
+        """Whether its scores are the source head's: of stage 0, and of `eval --source`."""
+        seen = checked.mapping(self.environment.get("data"))
+        of_source = bool(seen) and all(str(name).startswith("source.") for name in seen)
+        return self.verb == "pretrain" or (self.verb == "eval" and of_source)
+
     def lines(self, split: str) -> list[Mapping[str, Any]]:
         """Those of metrics.jsonl about a split (train, val, source_val)."""
         return [line for line in self.metrics if line.get("split") == split]

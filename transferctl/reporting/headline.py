@@ -44,9 +44,14 @@ class Bar:
     points: tuple[float, ...] = ()
 
 
+def on(run: Told, split: str) -> str:
+    """A split in words, the source's as such."""
+    return ("source " if run.is_of_source else "") + SPLITS.get(split, split)
+
+
 def images_of(run: Told, score: Score) -> str:
     """What was scored: 153 test images."""
-    where = "source validation" if run.verb == "pretrain" else _split_of(score)
+    where = on(run, score.split)
     return f"{score.n:,} {where} images" if score.n is not None else f"{where} images"
 
 

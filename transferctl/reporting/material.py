@@ -50,10 +50,12 @@ def load(run: Told) -> Loaded:
         raise SpecError.at("", "the run's spec.yaml cannot be read by this version")
     trained, which = run.path, "best"
     if run.verb == "eval" and not checkpoint.exists(run.path, "best"):
+        if "interpolation" in run.summary:
+            raise CheckpointError("weights between start and best were scored, and none of them was kept")
         trained, which = Path(checked.text(run.summary.get("evaluated"), 4000)), _checkpoint_named(run)
     saved = checkpoint.load(trained, which)
     model = restore(saved)
-    domain = "source" if "target" not in model.heads or _is_of_source(run) else "target"
+    domain = "source" if "target" not in model.heads or run.is_of_source else "target"
     return Loaded(model.eval(), saved.path.name, trained, run.spec, domain)
 
 
@@ -62,12 +64,6 @@ def _checkpoint_named(run: Told) -> str:
     if not checkpoint.NAME.fullmatch(name):
         raise CheckpointError("the evaluation does not say which checkpoint it is about")
     return name
-
-
-def _is_of_source(run: Told) -> bool:
-    """An evaluation of the source head (`eval --source`)."""
-    seen = checked.mapping(run.environment.get("data"))
-    return run.verb == "eval" and bool(seen) and all(name.startswith("source.") for name in seen)
 
 
 def split_of(run: Told, loaded: Loaded, display: Display) -> Split:

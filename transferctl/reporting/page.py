@@ -56,7 +56,7 @@ def of(run: Told) -> Page:
         "classes": quality.classes(run.score),
         "calibration": quality.calibrated(run, predicted, split_name),
         "mistakes": parts.made("mistakes", partial(shown.mistakes, predicted, split)) if predicted else None,
-        "mistakes_on": headline.SPLITS.get(split_name, split_name),
+        "mistakes_on": headline.on(run, split_name),
         "counts": dataaudit.counts(run),
         "environment": _environment(run),
     }

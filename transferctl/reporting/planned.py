@@ -22,6 +22,11 @@ class StageRow:
     epochs: str
     batchnorm: str
 
+    @property
+    def short(self) -> str:
+        """Of a long name its last word: encoder_layer_9."""
+        return self.name if len(self.name) <= 16 else self.name.rpartition(".")[2]
+
 
 @dataclass(frozen=True)
 class Plan:
