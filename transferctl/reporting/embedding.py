@@ -8,6 +8,7 @@ import numpy as np
 
 FEWEST_FOR_TSNE = 10
 PERPLEXITY = 30.0
+ITERATIONS = 500  # of a thousand by default, whose second half moves few hundred points little
 COMPONENTS = 50  # that t-SNE is given of more, as its authors do
 
 
@@ -26,9 +27,10 @@ def in_the_plane(features: np.ndarray) -> np.ndarray:
         with (
             threadpool_limits(1),
             warnings.catch_warnings(),
-        ):  # threads that wait for each other: 40 s beside other work
+        ):
             warnings.simplefilter("ignore")  # of points that are the same
-            points = TSNE(init="pca", random_state=0, perplexity=perplexity).fit_transform(points.astype(np.float32))
+            found = TSNE(init="pca", random_state=0, perplexity=perplexity, max_iter=ITERATIONS)
+            points = found.fit_transform(points.astype(np.float32))
     points = points[:, :2].astype(np.float64)
     low, extent = points.min(0), np.ptp(points, axis=0)
     scaled: np.ndarray = (points - low) / np.where(extent > 0, extent, 1)
