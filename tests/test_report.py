@@ -214,6 +214,7 @@ def test_other_images_in_their_place_are_not_shown_as_the_runs_own(
     (tmp_path / "moved" / "val" / "ants" / "0.png").rename(tmp_path / "moved" / "val" / "bees" / "00.png")
     made = page.of(gather(run))
     assert "not those that the run had" in made.missing["images"] and "data:image/jpeg" not in made.html
+    assert "not those that the run had" in made.missing["audit"] and "Audit of the data" not in made.html
 
 
 LIES: dict[str, Any] = {

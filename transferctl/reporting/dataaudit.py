@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transferctl import audit, data, findings, loaders
+from transferctl import audit, data, findings, loaders, runs, starting
+from transferctl.audit import Looked
 from transferctl.data import DomainData
+from transferctl.errors import DataError
 from transferctl.reporting import checked
 from transferctl.reporting.gather import Told
 from transferctl.reporting.heard import Heard, Table
@@ -59,7 +61,7 @@ def is_small(run: Told) -> bool:
 
 def audited(run: Told, loaded: Loaded | None) -> Audited | None:
     """As `check` says it, of the domains that the run saw. None for what is not small, and for an evaluation. Raises
-    DataError."""
+    DataError where they are not what they were."""
     spec = run.spec
     if spec is None or run.verb == "eval" or not is_small(run):
         return None
@@ -71,10 +73,24 @@ def audited(run: Told, loaded: Loaded | None) -> Audited | None:
         name: [audit.look(split, loaders.workers_for(spec.workers, split), heard) for split in domain.splits()]
         for name, domain in domains.items()
     }
+    for name, found in looked.items():
+        for one in found:
+            _refuse_changed(run, name, domains[name].classes, one, loaded)
     balances = {"target": spec.target.balance, "source": spec.source.balance if spec.source else "none"}
     findings.say(domains, looked, balances, loaded.model.preprocessing.crop if loaded else None, heard)
     notes = [note for domain in domains.values() for note in domain.notes]
     return Audited(tuple(heard.tables), tuple([*notes, *heard.warnings][:200]))
+
+
+def _refuse_changed(run: Told, domain: str, classes: Sequence[str], looked: Looked, loaded: Loaded | None) -> None:
+    """By what the run kept of its names and labels, those of the source as outputs of the pretrained head."""
+    split = looked.split.without(looked.broken) if run.summary.get("skipped") else looked.split
+    names = loaded.model.output_names(domain) if loaded and domain == "source" else []
+    outputs = starting.outputs_called(classes, names, domain) if names else None
+    if outputs is not None:
+        split = split.relabelled(outputs)
+    if split.fingerprint() != runs.data_fingerprints(run.path).get(f"{domain}.{split.name}"):
+        raise DataError(f"the images of {domain}.{split.name} are not those that the run had")
 
 
 def _domains(run: Told, spec: Spec) -> Mapping[str, DomainData]:
