@@ -49,6 +49,14 @@ def _fp32_everywhere() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_reports() -> Iterator[None]:
+    """Runs end without their page, which takes longer than the runs of most tests; those of the page ask for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRANSFERCTL_REPORT", "none")
+        yield
+
+
 @pytest.fixture(autouse=True)
 def cache_folder(_caches: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache of this test alone; it is not there until something is kept in it."""

@@ -16,8 +16,8 @@ def test_only_settings_that_differ_are_told_with_each_specs_value() -> None:
     assert differing(specs) == {"optimizer.lr": ["0.1", "0.01"]}
 
 
-def test_a_setting_that_one_spec_lacks_is_a_dash_and_null_is_lacking() -> None:
-    specs = [{"ema": 0.9}, {"ema": None}, {"penalties": {"l2sp": {"weight": 1}}}]
+def test_a_setting_that_one_spec_lacks_is_a_dash_and_null_or_an_empty_group_is_lacking() -> None:
+    specs = [{"ema": 0.9}, {"ema": None}, {"penalties": {"l2sp": {"weight": 1}}, "ema": {}}]
     assert differing(specs) == {"ema": ["0.9", "-", "-"], "penalties.l2sp.weight": ["-", "-", "1"]}
 
 
@@ -33,7 +33,7 @@ def test_lists_and_control_characters_are_one_short_printable_line() -> None:
 
 
 def test_what_is_nested_deep_is_no_crash() -> None:
-    deep: dict[str, object] = {}
+    deep: dict[str, object] = {"b": 1}
     for _ in range(5000):
         deep = {"a": deep}
     assert len(differing([deep, {}])) == 1

@@ -36,7 +36,7 @@ def compare(
     assert spec.baseline is not None
     rows = []
     for seed in range(spec.seed, spec.seed + spec.baseline.repeats):
-        seeded = spec.model_copy(update={"seed": seed, "baseline": None})
+        seeded = spec.model_copy(update={"seed": seed, "baseline": None, "report": False})
         with display.quietly():
             target = pipeline.load_target(seeded, display)
             transferred = first if seed == spec.seed else extract(seeded)

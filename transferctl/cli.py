@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from transferctl import __version__, signals
-from transferctl.commands import caching, exporting, looking, predicting, scoring, specs, training
+from transferctl.commands import caching, exporting, looking, predicting, reporting, scoring, specs, training
 from transferctl.commands.running import fail
 from transferctl.errors import ExitCode, ending
 
@@ -44,6 +44,7 @@ app.add_typer(training.app)
 app.add_typer(scoring.app)
 app.add_typer(predicting.app)
 app.add_typer(exporting.app)
+app.add_typer(reporting.app)
 app.add_typer(specs.app)
 app.add_typer(looking.app)
 app.add_typer(caching.app, name="cache")

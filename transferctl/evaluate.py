@@ -18,6 +18,7 @@ from transferctl import (
     frozen,
     gates,
     pipeline,
+    report,
     results,
     runs,
     scoring,
@@ -42,7 +43,7 @@ from transferctl.runs import Run
 from transferctl.spec import Spec
 
 # What may differ from the run's spec; all else comes with the checkpoint, and an override would do nothing.
-OVERRIDABLE = ("name", "device", "precision", "workers", "on_bad_sample", "cache", "target", "source")
+OVERRIDABLE = ("name", "device", "precision", "workers", "on_bad_sample", "cache", "target", "source", "report")
 
 
 def load_spec(
@@ -160,6 +161,7 @@ def in_run_folder(
     spec: Spec, trained: Path, runs_dir: Path, scored: Sequence[Split], display: Display
 ) -> Iterator[Run]:
     """The run folder of an evaluation, whose path is the last line of the result, also where a gate is missed."""
+    missed: GateMissed | None = None
     try:
         with (
             runs.start(runs_dir, "eval", spec.name, yamlfile.dump(spec), display) as folder,
@@ -167,10 +169,12 @@ def in_run_folder(
         ):
             folder.summary["evaluated"] = str(trained)
             yield folder
-    except GateMissed:
-        display.result(str(folder.path))
-        raise
+    except GateMissed as error:
+        missed = error
+    report.at_end(folder.path, spec, display)
     display.result(str(folder.path))
+    if missed:
+        raise missed
 
 
 def inputs_as_trained(

@@ -14,6 +14,7 @@ from transferctl import (
     pipeline,
     plan,
     pretrain,
+    report,
     results,
     runs,
     scoring,
@@ -79,5 +80,6 @@ def run(spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = 
             again = partial(run, runs_dir=runs_dir, display=display)
             folder.summary["baseline"] = baseline.compare(spec, folder.summary, again, compute, display)
         checkpoint.keep_linked_alone(folder.path)
+    report.at_end(folder.path, spec, display)
     display.result(str(folder.path))
     return folder.summary

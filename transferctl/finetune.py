@@ -19,6 +19,7 @@ from transferctl import (
     pipeline,
     plan,
     pretrain,
+    report,
     results,
     runs,
     scoring,
@@ -100,6 +101,7 @@ def run(spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = 
         if after := _score_source(setup):
             _report_source(before, after, fitted, folder, display)
         checkpoint.keep_linked_alone(folder.path)
+    report.at_end(folder.path, spec, display)
     display.result(str(folder.path))
     return folder.summary
 

@@ -1,31 +1,58 @@
-"""Plots for a run folder, as SVG. The only module that imports matplotlib."""
+"""Plots as SVG, the same bytes for the same numbers. The only module that imports matplotlib."""
 
 from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST_LABELS = 21  # more would lie on each other
+SETTINGS: dict[str, Any] = {
+    "svg.hashsalt": "transferctl",  # ids of clip paths are random without a salt
+    "svg.fonttype": "none",  # text stays text, so the file is light and can be searched
+    "text.parse_math": False,  # names of others may hold $ and _
+}
 
 
-def labelled_curve(points: Sequence[tuple[float, float]], labels: Sequence[str], x_label: str, y_label: str) -> str:
-    """A line through points in their order, each with its label. The same points give the same bytes."""
+@contextmanager
+def figure(width: float, height: float, **settings: Any) -> Iterator[Figure]:
+    """A figure of so many inches to draw on, and to be made an SVG of, inside; settings: matplotlib's, dots as __."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it speaks of its font cache
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    every = -(-len(points) // MOST_LABELS)
-    # text stays text, so the file is light and can be searched; ids of clip paths are random without a salt
-    with mpl.rc_context({"svg.hashsalt": "transferctl", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(6, 4.5), layout="constrained")
-        axes = figure.add_subplot()
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=4)
-        for point, label in list(zip(points, labels, strict=True))[::every]:
-            axes.annotate(label, point, xytext=(5, 5), textcoords="offset points", fontsize=8)
+    given: Any = SETTINGS | {key.replace("__", "."): value for key, value in settings.items()}
+    with mpl.rc_context(given), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters that its font has not; the reader's has them
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+def svg(drawn: Figure) -> str:
+    file = io.StringIO()
+    drawn.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    return file.getvalue()
+
+
+def labelled_curve(points: Sequence[tuple[float, float]], labels: Sequence[str], x_label: str, y_label: str) -> str:
+    """A line through points in their order, each with its label."""
+    with figure(6, 4.5) as drawn:
+        axes = drawn.add_subplot()
+        annotated_line(axes, points, labels)
         axes.set(xlabel=x_label, ylabel=y_label)
-        axes.margins(x=0.12)  # room for the last label
         axes.grid(alpha=0.3)
-        drawn = io.StringIO()
-        figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
-    return drawn.getvalue()
+        return svg(drawn)
+
+
+def annotated_line(axes: Any, points: Sequence[tuple[float, float]], labels: Sequence[str], **look: Any) -> None:
+    """look: of the line, as matplotlib takes it."""
+    every = -(-len(points) // MOST_LABELS)
+    axes.plot(*zip(*points, strict=True), **({"marker": "o", "markersize": 4} | look))
+    for point, label in list(zip(points, labels, strict=True))[::every]:
+        axes.annotate(label, point, xytext=(5, 5), textcoords="offset points", fontsize=8)
+    axes.margins(x=0.12)  # room for the last label

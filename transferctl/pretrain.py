@@ -12,6 +12,7 @@ from transferctl import (
     loaders,
     pipeline,
     plan,
+    report,
     results,
     runs,
     stage0,
@@ -36,7 +37,10 @@ from transferctl.wording import counted
 def run(spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = None) -> dict[str, Any]:
     """Train on `source` from random weights (or from `backbone.weights`), as `pretrain:` says; or go on with a run that
     was stopped."""
-    return _train(spec, _prepare(spec, pipeline.load_source(spec, display), display), runs_dir, display, resumed)
+    summary = _train(spec, _prepare(spec, pipeline.load_source(spec, display), display), runs_dir, display, resumed)
+    report.at_end(Path(summary["run"]), spec, display)
+    display.result(summary["run"])
+    return summary
 
 
 def ensure_source(spec: Spec, runs_dir: Path, display: Display, source: DomainData | None = None) -> Spec:
@@ -50,6 +54,8 @@ def ensure_source(spec: Spec, runs_dir: Path, display: Display, source: DomainDa
         display.note(f"stage 0: {found} is identical (data, architecture, settings, seed); not trained again")
     path = found or _go_on_with_stopped(spec, start, runs_dir, display)
     path = path or Path(_train(spec, start, runs_dir, display)["run"])
+    if found is None:
+        display.result(str(path))
     weights = WeightsFile.model_construct(path=path.absolute(), classes=None)
     return spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"weights": weights})})
 
@@ -144,5 +150,4 @@ def _train(
         results.save_fitted(folder, model, fitted)
         checkpoint.keep_linked_alone(folder.path)
         results.show_metrics(display, f"Source, epoch {fitted.best['epoch']} (best), validation", fitted.best["val"])
-    display.result(str(folder.path))
     return folder.summary

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transferctl.yamlfile import SpecFile
 
 RESUMABLE = ("pretrain", "extract", "finetune")
-FREE = ("workers", "cache", "checkpoint", "name", "trackers")  # settings that no weight depends on
+FREE = ("workers", "cache", "checkpoint", "name", "trackers", "report")  # settings that no weight depends on
 MEANT_BY = {
     "weights": ("backbone.weights",),
     "data": tuple(f"{domain}.{split}" for domain in ("target", "source") for split in ("train", "val", "test")),

@@ -375,6 +375,10 @@ class Spec(TrainingSettings):
         description="Experiment trackers that hear of a training: a name, a list of names, or names and settings. None "
         "by default; what goes wrong there never stops a run.",
     )
+    report: bool = Field(
+        True,
+        description="Whether a run ends with report.html in its folder; `transferctl report RUN` makes it at any time.",
+    )
     on_bad_sample: Literal["stop", "skip"] = Field(
         "stop", description="An unreadable sample stops the run, or is named, counted and left out."
     )

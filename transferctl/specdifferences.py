@@ -9,7 +9,7 @@ from typing import Any
 from transferctl.wording import printable
 
 ABSENT = "-"
-NAMES = ("name",)  # what a run is called is no setting that a result depends on
+LEFT_OUT = ("name", "report")  # what a run is called, and whether it has a page, says nothing of what it did
 LONGEST = 80
 
 
@@ -17,7 +17,7 @@ def differing(specs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Dotted keys whose values differ between resolved specs, in the order they are written, with each spec's value in
     words; "-" where it has no such key. A group that only some have is told setting by setting."""
     leaves = [dict(_leaves(spec)) for spec in specs]
-    keys = dict.fromkeys(key for one in leaves for key in one if key not in NAMES)
+    keys = dict.fromkeys(key for one in leaves for key in one if key not in LEFT_OUT)
     told = {key: [in_words(one[key]) if key in one else ABSENT for one in leaves] for key in keys}
     return {key: values for key, values in told.items() if len(set(values)) > 1}
 
@@ -29,12 +29,12 @@ def in_words(value: Any) -> str:
 
 
 def _leaves(spec: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Lists and empty groups are leaves. A loop, as what others write may be nested deep."""
+    """Lists are leaves; null and an empty group are what is left out. A loop: what others write may be nested deep."""
     waiting: list[tuple[str, Any]] = [("", spec)]
     while waiting:
         key, value = waiting.pop()
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             inner = [(f"{key}.{name}" if key else str(name), one) for name, one in value.items()]
             waiting += reversed(inner)
-        elif key and value is not None:  # a setting that is null is one that is left out
+        elif key and value is not None:
             yield key, value

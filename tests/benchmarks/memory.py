@@ -117,7 +117,7 @@ def _extract(made: Path, folder: Path) -> list[str]:
 
 def _watched(command: Sequence[str], most_s: float | None = None) -> Seen:
     seen, started = Seen(), time.monotonic()
-    own = os.environ | {"PYTHONPATH": str(ROOT)}  # this checkout, whichever is installed
+    own = os.environ | {"PYTHONPATH": str(ROOT), "TRANSFERCTL_REPORT": "none"}  # this checkout, whichever is installed
     process = subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         while process.poll() is None:

@@ -124,7 +124,7 @@ class Server:
             arguments=[str(argument) for argument in arguments], folder=str(folder), root=str(folder / below),
             calls=str(calls), stdout=str(out), stderr=str(err), fault=asdict(fault), kill_after_s=kill_after_s,
             kill_signal=int(kill_signal), kill_worker_after_s=kill_worker_after_s, modules=modules and str(modules), timeout_s=timeout_s,
-            environment={"TRANSFERCTL_CACHE": str(folder / "root" / "cache")},
+            environment={"TRANSFERCTL_CACHE": str(folder / "root" / "cache"), "TRANSFERCTL_REPORT": "none"},
         )  # fmt: skip
         status = answer["status"]
         ended = status is not None

@@ -1,0 +1,237 @@
+"""The parts of the page: evidence maps, the features' map, mistakes, reliability, thumbnails, figures."""
+
+from __future__ import annotations
+
+import base64
+import io
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from transferctl import plugins
+from transferctl.data import Split
+from transferctl.images import ImageFiles
+from transferctl.model import TransferModel
+from transferctl.preprocess import keyed_randomness, normalise
+from transferctl.reporting import attribution, embedding, figures, html, predictions, thumbnails
+from transferctl.reporting.figures import Line, Point
+from transferctl.reporting.gather import Interval
+from transferctl.reporting.headline import Bar
+from transferctl.reporting.predictions import Prediction
+
+# -- evidence -----------------------------------------------------------------------------------------
+
+
+def model_of(name: str, crop: int, hidden: tuple[int, ...] = ()) -> TransferModel:
+    plugin = plugins.load("backbones", "torchvision")
+    preprocessing = plugin.default_preprocessing(name)
+    preprocessing = type(preprocessing)(resize=crop, crop=crop)
+    with keyed_randomness(0, "test"):
+        backbone, _ = plugin.build(name, image_size=crop)
+    model = TransferModel("torchvision", backbone, preprocessing, "classification")
+    model.add_new_head("target", ["a", "b", "c"], hidden=hidden, dropout=0.0, seed=0)
+    return model.eval()
+
+
+def images_of(crop: int, n: int = 2) -> list[Image.Image]:
+    random = np.random.default_rng(0)
+    return [Image.fromarray(random.integers(0, 255, (crop, crop, 3), dtype=np.uint8)) for _ in range(n)]
+
+
+def test_grad_cam_of_a_linear_head_is_its_class_activation_map() -> None:
+    """In closed form (Zhou et al., CVPR 2016): with average pooling the mean gradient of logit c in map k is w_ck/HW."""
+    model, images = model_of("resnet18", 96), images_of(96)
+    found = attribution.evidence(model, "target", images, np.array([[0, 2], [1, 1]]))
+    assert found and found.maps.shape == (2, 2, 3, 3) and found.method == "Grad-CAM on the output of layer4, 3×3 places"
+    inputs = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
+    with torch.no_grad():
+        maps = model.backbone(normalise(inputs, model.preprocessing)).maps
+        weight = model.heads["target"].layers[-1].weight
+        expected = torch.einsum("ck,nkhw->nchw", weight, maps).clamp(min=0).numpy()
+    for image, classes in enumerate([(0, 2), (1, 1)]):
+        own = np.stack([expected[image, c] for c in classes])
+        np.testing.assert_allclose(found.maps[image], own / own.max(), atol=1e-4)
+
+
+def test_where_the_last_stage_has_one_place_an_earlier_one_is_looked_at() -> None:
+    found = attribution.evidence(model_of("resnet18", 36, hidden=(8,)), "target", images_of(36), np.array([[0], [1]]))
+    assert found and found.method.startswith("Grad-CAM on the output of layer3, 3×3")
+    assert np.isfinite(found.maps).all() and found.maps.max() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "crop", "method"),
+    [
+        ("swin_t", 128, "Grad-CAM on the output of features.7, 4×4"),  # [N, H, W, C]
+        ("alexnet", 96, "Grad-CAM on the output of"),  # its stages write into what they are given
+        ("vit_b_32", 96, "Gradient × activation of the tokens before encoder.layers.encoder_layer_11, 3×3"),
+    ],
+)
+def test_every_kind_of_network_has_evidence_of_its_own(name: str, crop: int, method: str) -> None:
+    model = model_of(name, crop)
+    found = attribution.evidence(model, "target", images_of(crop), np.array([[0, 1], [2, 0]]))
+    assert found and found.method.startswith(method)
+    assert np.isfinite(found.maps).all() and found.maps.min() >= 0 and found.maps.max() == pytest.approx(1)
+    assert not np.array_equal(found.maps[:, 0], found.maps[:, 1])
+
+
+class Flat(nn.Module):
+    """A backbone whose stages give no maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(1, 1)
+
+    def stages(self) -> list[Any]:
+        return [SimpleNamespace(name=name, forward=lambda x: x.flatten(1)) for name in ("first", "second", "pool")]
+
+    def forward(self, x: torch.Tensor, after: int = 0) -> Any:
+        return SimpleNamespace(maps=None)
+
+
+def test_a_network_without_maps_has_no_evidence() -> None:
+    model = model_of("resnet18", 32)
+    model.backbone = Flat()
+    assert attribution.evidence(model, "target", images_of(32), np.array([[0], [1]])) is None
+
+
+def test_evidence_brightens_its_place_alone() -> None:
+    image = Image.new("RGB", (64, 64), (90, 90, 90))
+    heat = np.zeros((4, 4))
+    heat[0, 0] = 1
+    pixels = np.asarray(attribution.overlaid(image, heat)).astype(int).sum(2)
+    assert pixels[:8, :8].mean() > 2 * pixels[40:, 40:].mean()
+
+
+# -- the map of the features --------------------------------------------------------------------------
+
+
+def test_far_groups_stay_apart_and_the_map_is_the_same_each_time() -> None:
+    random = np.random.default_rng(0)
+    features = random.normal(size=(60, 32)).astype(np.float32)
+    features[30:] += 40
+    places = embedding.in_the_plane(features)
+    np.testing.assert_array_equal(places, embedding.in_the_plane(features))
+    assert places.min() == 0 and places.max() == 1
+    distances = np.linalg.norm(places[:, None] - places[None], axis=2) + 9 * np.eye(60)
+    assert ((distances.argmin(1) < 30) == (np.arange(60) < 30)).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (2, 1), (5, 3), (12, 1), (3, 500)])
+def test_few_points_and_few_dimensions_have_a_map_too(shape: tuple[int, int]) -> None:
+    for features in (np.random.default_rng(0).normal(size=shape), np.ones(shape)):
+        places = embedding.in_the_plane(features.astype(np.float32))
+        assert places.shape == (shape[0], 2) and np.isfinite(places).all()
+
+
+def test_few_points_lie_along_their_principal_components() -> None:
+    from sklearn.decomposition import PCA
+
+    features = np.random.default_rng(1).normal(size=(9, 5)) * [1, 5, 2, 0.1, 9]
+    found, expected = embedding.principal_components(features, 2), PCA(2).fit_transform(features)
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-9)
+
+
+# -- predictions --------------------------------------------------------------------------------------
+
+
+def rows_of(n: int) -> list[Prediction]:
+    random = np.random.default_rng(3)
+    classes = ["a", "b"]
+    return [
+        Prediction(
+            i, f"{i}.jpg", classes[random.integers(2)], classes[random.integers(2)], float(random.uniform(0.5, 1))
+        )
+        for i in range(n)
+    ]
+
+
+def test_the_worst_and_the_least_certain_are_those_of_a_plain_sort() -> None:
+    rows = rows_of(500)
+    found = predictions.summarised(iter(rows), 12)
+    assert found
+    assert list(found.worst) == sorted((row for row in rows if not row.is_right), key=lambda row: -row.probability)[:12]
+    assert list(found.uncertain) == sorted(rows, key=lambda row: row.probability)[:12]
+    assert (found.n, found.wrong) == (500, sum(not row.is_right for row in rows))
+
+
+def test_the_calibration_error_is_that_of_the_definition() -> None:
+    rows = rows_of(500)
+    found = predictions.summarised(iter(rows), 1)
+    confidence, right = np.array([row.probability for row in rows]), np.array([row.is_right for row in rows])
+    edges = np.linspace(0, 1, 16)
+    expected = 0.0
+    for low, high in pairwise(edges):
+        inside = (confidence > low) & (confidence <= high)
+        if inside.any():
+            expected += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    assert found and predictions.expected_error(found.bins) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "split,path\nval,x\n", "split,path,label,predicted,probability\nval,x,a\n",
+     "split,path,label,predicted,probability\nval,x,a,b,2\n", "split,path,label,predicted,probability\ntest,x,a,b,1\n",
+     'split,path,label,predicted,probability\nval,"x,a,b,1\n'],
+)  # fmt: skip
+def test_predictions_that_are_none_are_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "predictions.csv").write_text(text)
+    assert predictions.read(tmp_path / "predictions.csv", "val", 3) is None
+
+
+# -- thumbnails and figures ---------------------------------------------------------------------------
+
+
+def opened(uri: str) -> Image.Image:
+    assert uri.startswith("data:image/jpeg;base64,")
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+
+def test_a_thumbnail_is_upright_small_and_none_of_a_broken_file(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    Image.new("RGB", (400, 200)).save(tmp_path / "wide.jpg", exif=exif)
+    Image.new("RGB", (8, 8)).save(tmp_path / "tiny.png")
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no")
+    names = [str(tmp_path / name) for name in ("wide.jpg", "tiny.png", "broken.jpg")]
+    files = ImageFiles(names, [0, 0, 0], ["a"])
+    split = Split("val", files, np.arange(3, dtype=np.int32), np.zeros(3, dtype=np.int32))
+    wide, tiny, broken = (thumbnails.of(split, i) for i in range(3))
+    assert wide and tiny and broken is None
+    assert opened(wide).size == (64, 128) and opened(tiny).size == (128, 128)
+
+
+def test_figures_take_the_pages_colours_and_escape_names() -> None:
+    line = Line("<b>$\\frac{$ & co", [1, 2, 3], [0.1, 0.5, 0.3], 0, [0, 0.4, 0.2], [0.2, 0.6, 0.4])
+    picture = figures.curves("x", "T", [line, Line("other", [1, 2], [0.2, 0.3], 1)], best=2)
+    root = ElementTree.fromstring(str(picture))
+    assert "var(--c1)" in picture and "var(--muted)" in picture and "#0606" not in picture
+    assert "<b>" not in picture and "$\\frac{$ &amp; co" in picture
+    assert root.get("role") == "img" and "from 0.1 to 0.3" in (root.get("aria-label") or "")
+    assert picture == figures.curves("x", "T", [line, Line("other", [1, 2], [0.2, 0.3], 1)], best=2)
+
+
+def test_each_point_of_the_map_is_named() -> None:
+    points = [Point(i / 9, i % 3, i % 2, i != 4, f"image {i} <x>") for i in range(10)]
+    picture = figures.features_map("m", points, {0: "_ants", 1: "bees"}, "words")
+    titles = [
+        element.text for element in ElementTree.fromstring(str(picture)).iter("{http://www.w3.org/2000/svg}title")
+    ]
+    assert sorted(filter(None, titles)) == sorted(point.title for point in points)
+    assert "_ants" in picture and "wrong" in picture
+
+
+def test_an_axis_holds_all_its_bars() -> None:
+    bars = [Bar("", "", Interval(0.84, 0.77, 0.9)), Bar("", "", Interval(1.0), points=(0.61, 1.0))]
+    low, high = html.scale(bars)
+    assert 0 <= low < 0.61 and high == 1.0 and html.placed(1.0, (low, high)) == "100.00"
+    assert html.scale([Bar("", "", Interval(0.0))]) == (0.0, 0.1)
+    assert html.points(-0.023) == "−2.3"

@@ -1,0 +1,157 @@
+"""The figures of the page, as SVG by matplotlib. Names in them come printable and cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from transferctl import plots
+from transferctl.reporting.predictions import Bin
+from transferctl.reporting.theme import BAD, GOOD, INK, MUTED, RULE, SERIES, SETTINGS, themed
+
+MOST_POINTS = 400  # of a line; more would not be seen
+NAMED_CLASSES = 8  # that have a colour each
+MARKERS = "os^DvPX*"
+RIGHT_RGB, WRONG_RGB = (70, 118, 235), (222, 84, 60)
+
+
+@dataclass(frozen=True)
+class Line:
+    """xs: epochs; low, high: its interval, where there is one; colour: which of SERIES."""
+
+    label: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    colour: int
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+
+
+def curves(name: str, title: str, lines: Sequence[Line], *, best: float | None = None, unit: str = "") -> Markup:
+    """best: the epoch that was kept, marked."""
+    with plots.figure(4.3, 2.8, **SETTINGS) as drawn:
+        axes = drawn.add_subplot()
+        for line in lines:
+            every = -(-len(line.xs) // MOST_POINTS)
+            xs, ys = line.xs[::every], line.ys[::every]
+            marker = "o" if len(xs) < 25 else ""
+            axes.plot(xs, ys, color=SERIES[line.colour], label=line.label, marker=marker, markersize=3.5)
+            if line.low and line.high:
+                axes.fill_between(
+                    xs, line.low[::every], line.high[::every], color=SERIES[line.colour], alpha=0.14, linewidth=0
+                )
+        if best is not None:
+            axes.axvline(best, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+            axes.annotate(
+                f"kept: {best:g}", (best, 1), (-4, -2), xycoords=("data", "axes fraction"), color=MUTED, fontsize=10,
+                textcoords="offset points", ha="right", va="top", rotation=90,
+            )  # fmt: skip
+        axes.set(xlabel="epoch", ylabel=unit)
+        axes.locator_params(axis="x", integer=True)
+        axes.grid(axis="x", visible=False)
+        if len(lines) > 1:
+            columns = 2 if len(lines) > 3 else len(lines)
+            drawn.legend(loc="outside upper left", ncols=columns, handlelength=1.4, columnspacing=1.2)
+        return themed(plots.svg(drawn), name, f"{title}: {_ends(lines)}")
+
+
+def _ends(lines: Sequence[Line]) -> str:
+    return "; ".join(f"{line.label} from {line.ys[0]:.4g} to {line.ys[-1]:.4g}" for line in lines if line.ys)
+
+
+def reliability(name: str, title: str, bins: Sequence[Bin], words: str) -> Markup:
+    """Accuracy of each bin of confidence against the diagonal, and how many samples each has. words: for those who do
+    not see it."""
+    with plots.figure(5.0, 4.6, **SETTINGS) as drawn:
+        above, below = drawn.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+        above.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        for one in bins:
+            centre, wide = (one.low + one.high) / 2, 0.9 * (one.high - one.low)
+            low, high = sorted((one.accuracy, one.confidence))
+            above.bar(centre, low, wide, color=SERIES[0], alpha=0.8, linewidth=0)
+            too_sure = one.confidence > one.accuracy
+            above.bar(centre, high - low, wide, low, color=BAD if too_sure else SERIES[0], alpha=0.35, linewidth=0)
+            above.plot([centre - wide / 2, centre + wide / 2], [one.accuracy] * 2, color=INK, linewidth=2)
+            below.bar(centre, one.n, wide, color=MUTED, alpha=0.6, linewidth=0)
+        above.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+        above.set_title(title, loc="left", fontsize=11.5, color=INK)
+        below.set(xlabel="confidence", ylabel="images")
+        below.locator_params(axis="y", integer=True, nbins=3)
+        return themed(plots.svg(drawn), name, words)
+
+
+def confusion(name: str, counts: np.ndarray, words: str) -> Markup:
+    """counts: int [C, C], row true, column predicted; each row as shares of itself."""
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    pixels = np.zeros((*shares.shape, 4), dtype=np.uint8)
+    pixels[..., :3] = WRONG_RGB
+    pixels[np.arange(len(shares)), np.arange(len(shares)), :3] = RIGHT_RGB
+    pixels[..., 3] = np.rint(255 * shares**0.6)  # so that small shares are seen
+    with plots.figure(5.2, 5.0, **(SETTINGS | {"axes__grid": False})) as drawn:
+        axes = drawn.add_subplot()
+        axes.imshow(pixels, interpolation="none", aspect="equal")
+        axes.set(xlabel="predicted class, by its number", ylabel="true class")
+        axes.locator_params(integer=True)
+        for spine in axes.spines.values():
+            spine.set(visible=True, color=RULE)
+        return themed(plots.svg(drawn), name, words)
+
+
+@dataclass(frozen=True)
+class Point:
+    """Of the map. label: the true class, by its number; title: what a pointer over it shows."""
+
+    x: float
+    y: float
+    label: int
+    is_right: bool
+    title: str
+
+
+def features_map(name: str, points: Sequence[Point], classes: Mapping[int, str], words: str) -> Markup:
+    """classes: the names of those with a legend entry; all others share colours. Mistakes have a ring."""
+    titles: dict[str, list[str]] = {}
+    with plots.figure(7.6, 4.6, **(SETTINGS | {"axes__grid": False})) as drawn:
+        axes = drawn.add_subplot()
+        for order, label in enumerate(dict.fromkeys(sorted(point.label for point in points))):
+            own = [point for point in points if point.label == label]
+            place = (order if classes else label) % len(SERIES)
+            for group in ([p for p in own if p.is_right], [p for p in own if not p.is_right]):
+                if not group:
+                    continue
+                is_right = group[0].is_right
+                gid = f"class{label}-{'right' if is_right else 'wrong'}"
+                titles[gid] = [point.title for point in group]
+                axes.scatter(
+                    [point.x for point in group], [point.y for point in group], s=26 if is_right else 58,
+                    color=SERIES[place], marker=MARKERS[place], edgecolors="none" if is_right else BAD,
+                    linewidths=0 if is_right else 1.8, alpha=0.85, gid=gid,
+                    label=_shown(classes.get(label)) if is_right or not any(p.is_right for p in own) else "_",
+                )  # fmt: skip
+        if any(not point.is_right for point in points):
+            look: dict[str, Any] = {"facecolors": "none", "edgecolors": BAD, "linewidths": 1.8}
+            axes.scatter([], [], s=58, label="wrong", **look)
+        axes.set(xticks=[], yticks=[])
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        drawn.legend(loc="outside lower left", ncols=3, handletextpad=0.3, columnspacing=1.2)
+        return themed(plots.svg(drawn), name, words, titles)
+
+
+def _shown(label: str | None) -> str:
+    """matplotlib leaves out of a legend what begins with an underscore."""
+    return "_" if label is None else f"\u200b{label}"
+
+
+def trade_off(name: str, points: Sequence[tuple[float, float]], labels: Sequence[str], words: str) -> Markup:
+    """Target accuracy against that of the source, in per cent, each point with its label."""
+    with plots.figure(4.8, 3.6, **SETTINGS) as drawn:
+        axes = drawn.add_subplot()
+        plots.annotated_line(axes, points, labels, color=SERIES[0], marker="o", markersize=5)
+        axes.plot(*points[-1], marker="o", markersize=8, color=GOOD)
+        axes.set(xlabel="source accuracy, % (what is kept)", ylabel="target accuracy, % (what is gained)")
+        return themed(plots.svg(drawn), name, words)

@@ -1,0 +1,115 @@
+"""The model of a run and the images that it was validated on, as far as both are still there and unchanged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from transferctl import checkpoint, device, evaldata, evaluate, pipeline, runs
+from transferctl.cache.cache import open_cache
+from transferctl.data import Split
+from transferctl.device import Compute
+from transferctl.display import Display
+from transferctl.errors import CheckpointError, DataError, ResourceError, SpecError
+from transferctl.model import TransferModel, restore
+from transferctl.reporting import checked
+from transferctl.reporting.gather import Told
+from transferctl.spec import Spec
+
+MOST_LOOKED_AT = 300  # images whose features are computed
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """trained: the run that holds the checkpoint; domain: whose head the report is about."""
+
+    model: TransferModel
+    checkpoint: str
+    trained: Path
+    spec: Spec
+    domain: str
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Some images of a split, evenly spaced, as the model sees them. positions: int64 [n] in the split; labels: int64
+    [n]; features: float32 [n, D]; logits: float32 [n, C]."""
+
+    positions: np.ndarray
+    labels: np.ndarray
+    features: np.ndarray
+    logits: np.ndarray
+
+
+def load(run: Told) -> Loaded:
+    """The model that the run's scores are about. Raises CheckpointError, SpecError."""
+    if run.spec is None:
+        raise SpecError.at("", "the run's spec.yaml cannot be read by this version")
+    trained, which = run.path, "best"
+    if run.verb == "eval" and not checkpoint.exists(run.path, "best"):
+        if "interpolation" in run.summary:
+            raise CheckpointError("weights between start and best were scored, and none of them was kept")
+        trained, which = Path(checked.text(run.summary.get("evaluated"), 4000)), _checkpoint_named(run)
+    saved = checkpoint.load(trained, which)
+    model = restore(saved)
+    domain = "source" if "target" not in model.heads or run.is_of_source else "target"
+    return Loaded(model.eval(), saved.path.name, trained, run.spec, domain)
+
+
+def _checkpoint_named(run: Told) -> str:
+    name = checked.text(run.summary.get("checkpoint"), 60)
+    if not checkpoint.NAME.fullmatch(name):
+        raise CheckpointError("the evaluation does not say which checkpoint it is about")
+    return name
+
+
+def split_of(run: Told, loaded: Loaded, display: Display) -> Split:
+    """Validation data, or what an evaluation scored, if it is what it was. Raises DataError, SpecError, …"""
+    named = checked.text(run.summary.get("split"), 40) if run.verb == "eval" else "val"
+    path = checked.text(run.summary.get("data"), 4000) if run.verb == "eval" else ""
+    asked = evaldata.asked(path or None, named if not path or named != "data" else None)
+    spec = loaded.spec
+    if not run.summary.get("skipped"):
+        spec = spec.model_copy(update={"on_bad_sample": "stop"})  # nothing was unreadable: no need to look again
+    split = evaldata.load(asked, spec, run.path, loaded.model, loaded.domain, display)
+    seen = runs.data_fingerprints(run.path).get(f"{loaded.domain}.{split.name}")
+    if split.fingerprint() != seen:
+        raise DataError(f"the images of {loaded.domain}.{split.name} are not those that the run had")
+    return split
+
+
+def compute_of(spec: Spec) -> Compute:
+    """The device of the run, or what this machine has instead."""
+    try:
+        return device.choose(spec.device, spec.precision)
+    except ResourceError:
+        return device.choose("auto", spec.precision)
+
+
+def look(run: Told, loaded: Loaded, split: Split, display: Display) -> Looked:
+    """One pass over at most MOST_LOOKED_AT images, in the precision of the run; features that its cache has are found
+    there. Raises DataError."""
+    positions = np.unique(np.linspace(0, len(split) - 1, min(len(split), MOST_LOOKED_AT)).round().astype(np.int64))
+    chosen = split if len(positions) == len(split) else split.rows(positions)
+    spec = loaded.spec.model_copy(update={"compile": "never"})  # which takes longer than the images
+    model, compute = loaded.model, compute_of(spec)
+    task = pipeline.task_of(spec)
+    inputs = evaluate.inputs_as_trained(model, task, spec, loaded.trained, loaded.domain, compute, display)
+    if inputs.stages and inputs.stages.is_whole:
+        cache = open_cache(spec.cache, display.warn)
+        inputs.compute_ahead(chosen, f"{loaded.domain}.{split.name}", cache, display, views=None)
+    features, logits, labels = [], [], []
+    model.eval()
+    with torch.inference_mode():
+        for batch in inputs.scoring_batches(chosen):
+            batch = batch.to(compute.device)
+            with torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.bf16):
+                found = model.features_of(batch)
+            found = found.in_fp32()
+            features.append(found.pooled.cpu().numpy())
+            logits.append(model.heads[loaded.domain](found).float().cpu().numpy())
+            labels.append(batch.labels.cpu().numpy())
+    return Looked(positions, *(np.concatenate(parts) for parts in (labels, features, logits)))
