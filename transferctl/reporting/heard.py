@@ -40,7 +40,7 @@ class Heard(Display):
         """Dropped."""
 
     @contextmanager
-    def progress(self, what: str, total: int) -> Iterator[Progress]:
+    def progress(self, what: str, total: int | None = None) -> Iterator[Progress]:
         yield _Silent()
 
 
