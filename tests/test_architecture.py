@@ -23,6 +23,7 @@ VERBS = {
     "export",
     "init",
     "runslist",
+    "compare",
     "cli",
 }
 SOURCES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}

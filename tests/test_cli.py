@@ -19,7 +19,20 @@ from typer.testing import CliRunner, Result
 from transferctl import __version__, cli, signals
 from transferctl.cli import app
 
-VERBS = ["check", "pretrain", "extract", "finetune", "eval", "predict", "report", "export", "init", "runs", "schema"]
+VERBS = [
+    "check",
+    "pretrain",
+    "extract",
+    "finetune",
+    "eval",
+    "predict",
+    "report",
+    "export",
+    "init",
+    "runs",
+    "compare",
+    "schema",
+]
 DIGITS = "{dataset: digits, classes: [0, 1], per_class: 4}"
 NO_WEIGHTS = "{name: resnet18, weights: none}"
 

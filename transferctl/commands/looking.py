@@ -1,4 +1,4 @@
-"""runs."""
+"""runs and compare."""
 
 from __future__ import annotations
 
@@ -46,3 +46,18 @@ def runs(
         return runslist.show(folder, wanted, sort, limit, display)
 
     run_verb(show, load, json, debug)
+
+
+@app.command(epilog="Example: transferctl compare runs/20261124-015703-extract-ants runs/20261124-020512-finetune-ants")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Two run folders or more; the first is what the others are compared with.", show_default=False)],  # noqa: E501
+    json: JsonOption = False, debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Set runs side by side: what differs between their specs, their scores, and whether that is more than chance."""
+
+    def verb(_: None, display: Display) -> dict[str, Any]:
+        from transferctl import compare
+
+        return compare.run(runs, display)
+
+    run_verb(verb, lambda: None, json, debug)

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from transferctl.reporting import checked, course, figures, headline, html
+from transferctl.reporting import beside, course, figures, headline, html
 from transferctl.reporting.figures import Line
 from transferctl.reporting.gather import Told
 from transferctl.reporting.headline import Bar
@@ -29,32 +29,26 @@ class ClassBeside:
 
 
 def of(runs: Sequence[Told]) -> str:
-    specs = [_settings(run) for run in runs]
+    specs = [beside.settings_of(run) for run in runs]
     differences = differing(specs)
     folded = _folded(differences)
     context: dict[str, Any] = {
         "runs": runs,
-        "labels": [_label(i) for i in range(len(runs))],
+        "labels": [beside.label(i) for i in range(len(runs))],
         "colours": [f"var(--c{i % len(SERIES) + 1})" for i in range(len(runs))],
         "differences": differences,
         "shown": {key: values for key, values in differences.items() if _group(key) not in folded},
         "folded": list(folded.items()),
         "unread": [run for run, spec in zip(runs, specs, strict=True) if not spec],
         "scores": _scores(runs),
-        "not_the_same": not_the_same(runs),
+        "pairs": beside.against_first(runs),
+        "not_the_same": beside.not_the_same(runs),
         "figures": _curves(runs),
         "forgetting": [course.forgetting(run) for run in runs],
         "classes": _classes(runs),
         "machines": differing([_machine(run) for run in runs]),
     }
     return html.rendered("compare.html.j2", context)
-
-
-def _settings(run: Told) -> Mapping[str, Any]:
-    """With every default in its place, so that a setting that one spec leaves out is no difference."""
-    if run.spec is None:
-        return run.settings
-    return run.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def _folded(differences: Mapping[str, list[str]]) -> dict[str, dict[str, list[str]]]:
@@ -74,17 +68,12 @@ def _group(key: str) -> str:
     return key.partition(".")[0]
 
 
-def _label(i: int) -> str:
-    """A, B, …, Z, A2, …"""
-    return chr(ord("A") + i % 26) + (str(i // 26 + 1) if i >= 26 else "")
-
-
 def _scores(runs: Sequence[Told]) -> list[tuple[str, list[Bar]]]:
     """By split, the runs that were scored on it."""
     found = []
     for split in dict.fromkeys(score.split for run in runs for score in run.scores):
         bars = [
-            Bar(f"{_label(i)}: {run.name}", headline.images_of(run, score), score.accuracy)
+            Bar(f"{beside.label(i)}: {run.name}", headline.images_of(run, score), score.accuracy)
             for i, run in enumerate(runs)
             for score in run.scores
             if score.split == split and score.accuracy is not None
@@ -93,18 +82,11 @@ def _scores(runs: Sequence[Told]) -> list[tuple[str, list[Bar]]]:
     return found
 
 
-def not_the_same(runs: Sequence[Told]) -> list[str]:
-    """Splits that are not the same images in all runs that have them: their scores do not compare."""
-    seen = [checked.mapping(run.environment.get("data")) for run in runs]
-    names = dict.fromkeys(name for one in seen for name in one if isinstance(name, str) and not name.endswith(".train"))
-    return [name for name in names if len({str(one[name]) for one in seen if name in one}) > 1]
-
-
 def _curves(runs: Sequence[Told]) -> list[Markup]:
     found = []
     for key, title in (("accuracy", "validation accuracy"), ("loss", "validation loss")):
         lines = [
-            Line(_label(i), line.xs, line.ys, i % len(SERIES))
+            Line(beside.label(i), line.xs, line.ys, i % len(SERIES))
             for i, run in enumerate(runs)
             if (line := course.line(run.name, run.lines("val"), key, i)).xs
         ]
