@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable
 from itertools import pairwise
@@ -198,16 +199,24 @@ def test_every_setting_has_a_comment_above_or_beside_it(invoke: Invoke, tmp_path
             assert "#" in line or before.lstrip().startswith("#"), line
 
 
-def test_the_commands_that_it_prints_lead_from_the_folder_to_the_score(tmp_path: Path) -> None:
+def test_the_commands_that_it_prints_lead_from_the_folder_to_predictions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRANSFERCTL_REPORT", "")
     fill(tmp_path / "my photos", (32, 32), ants=8, bees=8)
+    fill(tmp_path / "NEW_IMAGES", (32, 32), unknown=3)
     result = CliRunner().invoke(app, ["init", "my photos", *NONE])
-    commands = [line.split(". ", 1)[1] for line in result.stdout.splitlines() if line[:2] in ("1.", "2.", "3.", "4.")]
-    assert [shlex.split(command)[1] for command in commands] == ["check", "extract", "finetune", "eval"]
+    commands = [line.split(". ", 1)[1] for line in result.stdout.splitlines() if re.match(r"\d\. ", line)]
+    verbs = ["check", "extract", "finetune", "eval", "report", "predict"]
+    assert [shlex.split(command)[1] for command in commands] == verbs
     for command in commands:
         words = [str(next(tmp_path.glob(word), word)) if "*" in word else word for word in shlex.split(command)[1:]]
-        fewer = ["--set", "epochs=2"] if words[0] == "finetune" else []
-        done = CliRunner().invoke(app, [*words, *fewer, "--set", "workers=0"])
+        more = {"finetune": ["--set", "epochs=2"], "report": []}.get(words[0], ["--set", "workers=0"])
+        done = CliRunner().invoke(app, [*words, *more])
         assert done.exit_code == 0, done.output
+        if words[0] == "report":
+            assert Path(done.stdout.splitlines()[-1]).read_text(encoding="utf-8").startswith("<!")
+    assert [row.split(",")[1] in ("ants", "bees") for row in done.stdout.splitlines()[1:]] == [True] * 3
     assert yaml.safe_load((tmp_path / "my photos.yaml").read_text())["epochs"] == 10
 
 
