@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from transferctl import gates
+from transferctl import evaluate, gates
 from transferctl.cli import app
 from transferctl.data import Split
 from transferctl.images import ImageFiles
@@ -365,7 +365,7 @@ def test_another_checkpoint_than_the_calibrated_one_has_no_temperature(
     _, answer = invoke("eval", run, "--runs-dir", tmp_path / "runs")
     assert "temperature" not in answer and "calibrated_ece" not in answer
     code, answer = invoke("eval", run, "--fail-if", "calibrated_ece>0.1", "--runs-dir", tmp_path / "runs")
-    assert code == 2 and "keeps no temperature" in answer["error"]
+    assert code == 2 and "validation data could not say one" in answer["error"]
 
 
 def test_a_gate_on_what_the_data_leaves_undefined_is_missed(
@@ -388,3 +388,48 @@ def test_a_gate_outside_what_its_metric_can_be_is_refused(
 ) -> None:
     code, answer = invoke("eval", held_out[0], "--fail-if", gate, "--runs-dir", tmp_path / "runs")
     assert code == 2 and message in answer["error"] if message else code in (0, 8)
+
+
+def test_top_k_is_scored_as_asked(held_out: Any, tmp_path: Path, invoke: Invoke) -> None:
+    gate = ["--fail-if", "top2_accuracy_low<0"]
+    code, answer = invoke("eval", held_out[0], "--top-k", "2", *gate, "--runs-dir", tmp_path / "runs")
+    assert code == 0
+    assert answer["accuracy"] <= answer["top2_accuracy"] <= 1 and "top2_accuracy_high" in answer
+
+
+def test_the_other_run_is_calibrated_by_its_own_temperature(
+    held_out: Any, another: str, tmp_path: Path, invoke: Invoke
+) -> None:
+    step = (Path(another) / "checkpoints" / "best").resolve().name
+    (Path(another) / "calibration.json").write_text(json.dumps({"checkpoint": step, "temperature": 3.0}))
+    _, answer = invoke("eval", held_out[0], "--against", another, "--runs-dir", tmp_path / "runs")
+    assert answer["against"]["temperature"] == 3.0 != answer["temperature"]
+
+
+def test_training_images_of_either_run_are_said(held_out: Any, another: str, tmp_path: Path, invoke: Invoke) -> None:
+    data = ["--data", tmp_path / "train", "--against", another]
+    _, answer = invoke("eval", held_out[0], *data, "--runs-dir", tmp_path / "runs")
+    said = (Path(answer["run"]) / "log.txt").read_text()
+    assert said.count("samples are training data of the run") == 2
+
+
+def test_what_says_where_to_compute_holds_for_the_other_run_too() -> None:
+    settings = ["device=cpu", "target.val=0.1", "precision = fp32", "workers=0", "name=x"]
+    assert evaluate.of_any_run(settings) == ["device=cpu", "precision = fp32", "workers=0"]
+
+
+def test_test_data_are_scored_at_the_temperature_of_validation_data(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
+    settings = ["--set", "target.test=val", "--set", "target.val=0.3", "--set", "epochs=1"]
+    _, answer = invoke("extract", spec, *settings, "--runs-dir", tmp_path / "runs")
+    kept = json.loads((Path(answer["run"]) / "calibration.json").read_text())
+    assert answer["test"]["temperature"] == kept["temperature"] and "calibrated_loss" in answer["test"]
+
+
+def test_a_run_whose_validation_data_are_all_right_is_not_calibrated(
+    spec: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    settings = ["--set", "epochs=60", "--set", "optimizer.lr=0.2"]
+    _, answer = invoke("extract", spec, *settings, "--runs-dir", tmp_path / "runs")
+    assert answer["best"]["val"]["accuracy"] == 1
+    assert not (Path(answer["run"]) / "calibration.json").exists() and "temperature" not in answer["best"]["val"]
+    assert "no temperature: 15 validation samples" in (Path(answer["run"]) / "log.txt").read_text()

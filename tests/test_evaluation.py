@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import optimize
 from sklearn import calibration as sk_calibration
 from sklearn import metrics as sk
 
@@ -91,8 +92,8 @@ def test_the_names_are_those_that_an_evaluation_finds(classes: int, temperature:
     of_the_meter = classification.meter([f"c{i}" for i in range(classes)])
     of_the_meter.update(*map(torch.from_numpy, sample(90, classes)))
     scalars = {name for name, value in found.items() if isinstance(value, int | float)} - set(of_the_meter.compute())
-    names = evaluation.names(classes, (3,) if classes > 3 else (), calibrated=temperature is not None)
-    assert scalars | {"loss", "macro_f1"} | ({"top5_accuracy"} if classes > 5 else set()) == set(names)
+    names = evaluation.names(90, classes, (3,) if classes > 3 else (), calibrated=temperature is not None)
+    assert scalars | {"loss", *evaluation.MEANS} | ({"top5_accuracy"} if classes > 5 else set()) == set(names)
 
 
 def test_no_samples_are_no_scores() -> None:
@@ -130,20 +131,76 @@ def brute_force(score: Callable[[np.ndarray], float], n: int, draws: int = 3000)
 
 
 def test_intervals_are_those_of_samples_drawn_again_by_brute_force() -> None:
+    """Of what is biased where samples are few, the basic bootstrap's: the draws' ends turned round the score."""
     logits, labels = sample(300, 3)
     found, p, predicted = evaluated(logits, labels), softmax(logits), logits.argmax(1)
     scores: dict[str, Callable[[np.ndarray], float]] = {
-        "macro_f1": lambda of: sk.f1_score(labels[of], predicted[of], average="macro"),
         "balanced_accuracy": lambda of: sk.balanced_accuracy_score(labels[of], predicted[of]),
+        "macro_precision": lambda of: sk.precision_score(labels[of], predicted[of], average="macro"),
         "loss": lambda of: sk.log_loss(labels[of], p[of], labels=range(3)),
         "auroc": lambda of: sk.roc_auc_score(np.eye(3)[labels[of]], p[of]),
+        "macro_f1": lambda of: sk.f1_score(labels[of], predicted[of], average="macro"),
         "average_precision": lambda of: sk.average_precision_score(np.eye(3)[labels[of]], p[of]),
     }
     for name, score in scores.items():
-        draws = brute_force(score, 300, 1500)
-        low, high = np.quantile(draws, [0.025, 0.975])
-        assert (found[f"{name}_low"], found[f"{name}_high"]) == pytest.approx((low, high), abs=0.2 * (high - low)), name
+        low, high = np.quantile(brute_force(score, 300, 1000), [0.025, 0.975])
+        ends = (2 * found[name] - high, 2 * found[name] - low) if name in evaluation.BIASED else (low, high)
+        assert (found[f"{name}_low"], found[f"{name}_high"]) == pytest.approx(ends, abs=0.2 * (high - low)), name
         assert found[f"{name}_low"] < found[name] < found[f"{name}_high"]
+
+
+def test_where_every_sample_is_right_the_interval_is_the_exact_one() -> None:
+    """16 of 16 right: at least 0.025^(1/16) = 79.4 % are, of all (Clopper & Pearson); draws would say 100 to 100."""
+    labels = np.arange(16) % 2
+    found = evaluated(4 * np.eye(2, dtype=np.float32)[labels], labels)
+    for name in ("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1"):
+        assert (found[f"{name}_low"], found[f"{name}_high"]) == pytest.approx((0.025 ** (1 / 16), 1)), name
+    wrong = evaluated(4 * np.eye(2, dtype=np.float32)[1 - labels], labels)
+    assert (wrong["accuracy_low"], wrong["accuracy_high"]) == pytest.approx((0, 1 - 0.025 ** (1 / 16)))
+    assert "auroc_low" not in found and found["auroc"] == 1  # no draw says how it could be otherwise
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_few_samples_are_no_error(n: int) -> None:
+    logits, labels = sample(n, 4)
+    found = evaluated(logits, labels, 1.5)
+    assert 0 <= found["accuracy_low"] <= found["accuracy"] <= found["accuracy_high"] <= 1
+
+
+def test_of_few_samples_a_class_the_interval_holds_the_true_value_more_often_than_percentiles() -> None:
+    """50 classes of 4 samples, against the scores of 40,000: resampling repeats the bias of F1 and average precision."""
+    random, inside = np.random.default_rng(0), dict.fromkeys(("macro_f1", "average_precision"), 0)
+    labels = np.arange(40_000) % 50
+    logits = (random.normal(size=(40_000, 50)) + 2.5 * np.eye(50)[labels]).astype(np.float32)
+    truth, percentiles = evaluated(logits, labels), dict(inside)
+    for _ in range(20):
+        rows = np.concatenate([random.choice(np.flatnonzero(labels == c), 4, replace=False) for c in range(50)])
+        found = evaluated(logits[rows], labels[rows])
+        for name in inside:
+            low, high = found[f"{name}_low"], found[f"{name}_high"]
+            assert low <= found[name] <= high
+            inside[name] += low <= truth[name] <= high
+            percentiles[name] += 2 * found[name] - high <= truth[name] <= 2 * found[name] - low
+    assert all(inside[name] >= 15 and inside[name] > percentiles[name] for name in inside), (inside, percentiles)
+
+
+def test_a_draw_that_tells_few_ranks_apart_has_the_same_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = sample(800, 4)
+    whole = evaluated(logits, labels)
+    monkeypatch.setattr(ranking, "GROUPS", 100)
+    found = evaluated(logits, labels)
+    for name in ("auroc", "average_precision"):
+        assert found[name] == whole[name]
+        for end in ("_low", "_high"):
+            assert found[name + end] == pytest.approx(whole[name + end], abs=2e-3)
+
+
+def test_intervals_that_would_take_minutes_are_not_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranking, "WORK", 300 * 3 * bootstrap.FEWEST_DRAWS - 1)
+    logits, labels = sample(300, 3)
+    found, names = evaluated(logits, labels), evaluation.names(300, 3, (), calibrated=False)
+    assert "auroc" in found and "auroc" in names
+    assert "auroc_low" not in found and "auroc_low" not in names
 
 
 def test_the_parts_of_a_draw_are_together_a_draw_of_n_out_of_n(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +222,7 @@ def test_intervals_do_not_depend_on_the_pieces(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(bootstrap, "PIECE", 100_000)
     monkeypatch.setattr(evaluation, "ROWS", 320)
     pieces = evaluated(logits, labels, 1.3)
-    for name in evaluation.names(4, (), calibrated=True):
+    for name in evaluation.names(400, 4, (), calibrated=True):
         loose = 0.02 if name.endswith(("_low", "_high")) else 1e-12
         assert pieces[name] == pytest.approx(whole[name], abs=loose), name
 
@@ -203,15 +260,24 @@ def test_ranking_takes_weights_as_scikit_learn_does() -> None:
     """Also where half of all probabilities are equal, which count half."""
     logits, labels = sample(150, 3)
     p = softmax(np.round(logits))
-    weights = next(counts for _, counts in bootstrap.weights(150, 200))
-    found = [ranking._areas(*ranked, weights[:20].astype(float)) for ranked in ranking._ranked(p, labels)]
-    for number, (areas, precisions) in enumerate(found):
+    weights = next(counts for _, counts in bootstrap.weights(150, 200))[:20]
+    for number, ranked in enumerate(ranking._ranked(p, labels, 150)):
+        areas, precisions = ranking._areas(*ranking._sums(ranked, weights.T.astype(np.float32)))
         own = labels == number
-        for draw in range(20):
-            w = weights[draw]
+        for draw, w in enumerate(weights):
             assert areas[draw] == pytest.approx(sk.roc_auc_score(own, p[:, number], sample_weight=w), abs=1e-9)
             expected = sk.average_precision_score(own, p[:, number], sample_weight=w)
             assert precisions[draw] == pytest.approx(expected, abs=1e-9)
+
+
+def test_probabilities_that_are_rounded_to_1_are_ranked_by_what_they_were() -> None:
+    """Two classes rank by their margin; 60 times as large, most probabilities are 1 or 0."""
+    logits, labels = sample(400, 2)
+    plain, sharp = evaluated(logits, labels), evaluated(60 * logits, labels)
+    assert (softmax(60 * logits) == 1).mean() > 0.2
+    assert sharp["auroc"] == pytest.approx(plain["auroc"], abs=1e-12)
+    margin = logits[:, 1].astype(np.float64) - logits[:, 0]
+    assert plain["auroc"] == pytest.approx(sk.roc_auc_score(labels == 1, margin), abs=1e-9)
 
 
 # -- calibration --------------------------------------------------------------------------------------
@@ -242,25 +308,41 @@ def test_the_reliability_diagram_agrees_with_scikit_learn() -> None:
 
 
 @pytest.mark.parametrize("spread", [0.4, 1.0, 4.0])
-def test_the_temperature_is_where_the_loss_has_no_slope(spread: float) -> None:
-    """d/d(1/T) of the mean loss is the mean logit that is expected less that of the label."""
+def test_the_temperature_has_the_least_loss(spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By scipy's minimiser; and in small pieces the same."""
     logits, labels = sample(500, 5, spread=spread)
-    t = calibration.temperature(logits, labels)
-    p = softmax(logits.astype(np.float64) / t)
-    own = logits[np.arange(500), labels].astype(np.float64)
-    assert (p * logits).sum(1).mean() == pytest.approx(own.mean(), abs=1e-5 * spread)
+
+    def loss(t: float) -> float:
+        return float(sk.log_loss(labels, softmax(logits.astype(np.float64) / t), labels=range(5)))
+
+    expected = optimize.minimize_scalar(loss, bounds=(0.1, 10), method="bounded", options={"xatol": 1e-9}).x
+    assert calibration.temperature(logits, labels) == pytest.approx(expected, rel=1e-5)
+    monkeypatch.setattr(calibration, "PIECE", 100)
+    assert calibration.temperature(logits, labels) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_temperature_finds_the_scale_that_logits_were_multiplied_by() -> None:
     logits, labels = sample(2000, 5)
-    ratio = calibration.temperature(3 * logits, labels) / calibration.temperature(logits, labels)
-    assert ratio == pytest.approx(3, rel=1e-6)
+    one, three = (calibration.temperature(scale * logits, labels) for scale in (1, 3))
+    assert one and three and three / one == pytest.approx(3, rel=1e-6)
 
 
-def test_a_temperature_that_has_no_minimum_stays_at_the_bound() -> None:
-    labels = np.arange(20) % 2
-    assert calibration.temperature(np.eye(2)[labels], labels) == pytest.approx(calibration.LOWEST, rel=1e-4)
-    assert calibration.temperature(np.eye(2)[1 - labels], labels) == pytest.approx(calibration.HIGHEST, rel=1e-4)
+def test_a_temperature_that_validation_data_cannot_say_is_none() -> None:
+    """All are right, so that a smaller T is always better; all are wrong, so that a larger one is; almost so."""
+    labels = np.arange(60) % 2
+    assert calibration.temperature(np.eye(2)[labels], labels) is None
+    assert calibration.temperature(np.eye(2)[1 - labels], labels) is None
+    assert calibration.temperature(0.01 * np.eye(2)[labels] + [[0.0, 0.001]], labels) is None
+    assert calibration.temperature(np.array([[1.0, 2.0]]), np.array([1])) is None
+
+
+def test_equal_confidences_are_in_one_bin() -> None:
+    """However the samples are ordered."""
+    confidence = np.array([0.5] * 40 + [0.9] * 20)
+    places = calibration.equal_mass(confidence)
+    assert len(set(places[:40])) == 1 and len(set(places[40:])) == 1
+    order = np.random.default_rng(0).permutation(60)
+    assert (calibration.equal_mass(confidence[order]) == places[order]).all()
 
 
 @pytest.mark.parametrize(

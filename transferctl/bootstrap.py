@@ -1,5 +1,5 @@
-"""How sure a score is: the percentile bootstrap over samples (Efron & Tibshirani 1993, chapter 13), piece by piece, so
-that a million samples take no more memory than a thousand."""
+"""How sure a score is: the bootstrap over samples (Efron & Tibshirani 1993, chapter 13), a part of the samples after
+the other, so that the weights of a million samples take no more memory than those of a thousand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WORK = 10**8  # sample weights that are drawn at most, above the fewest draws
 PIECE = 1 << 22  # of them at a time
 
 
-def draws_for(n: int, sums: int = 1) -> int:
+def draws_for(n: int, sums: int) -> int:
     """How many times n samples are drawn again, where each draw keeps so many sums."""
     return int(np.clip(min(WORK // max(n, 1), 3 * 10**7 // sums), FEWEST_DRAWS, MOST_DRAWS))
 
@@ -34,12 +34,41 @@ def weights(n: int, draws: int) -> Iterator[tuple[slice, np.ndarray]]:
         yield part, np.bincount(drawn, minlength=draws * size).reshape(draws, size)
 
 
-def intervals(draws: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """name -> [B] becomes `name_low` and `name_high`, the ends of the 95 % interval; draws in which a score is not
-    defined (NaN) do not count, and a score that no draw defines has no interval."""
+def exact_share(hits: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of Clopper & Pearson (1934) for a share of n samples, of which none or all are hits. There,
+    samples drawn again are all alike, and say that nothing else is possible."""
+    assert hits in (0, n)
+    end = 0.025 ** (1 / n)
+    return (end, 1.0) if hits else (0.0, 1 - end)
+
+
+def intervals(scores: Mapping[str, float], draws: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """name -> [B] becomes `name_low` and `name_high`, the ends of the 95 % interval: percentiles of the draws. Draws in
+    which a score is not defined (NaN) do not count; a score that no draw defines, or that is the same in all, has no
+    interval: resampling does not see how it could be otherwise."""
+    return {
+        f"{name}_{end}": value
+        for name in scores
+        if (ends := _percentiles(draws[name])) is not None
+        for end, value in zip(("low", "high"), ends, strict=True)
+    }
+
+
+def basic_intervals(scores: Mapping[str, float], draws: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """As `intervals`, of scores from 0 to 1 that are biased where samples are few, and in samples drawn again once
+    more, so that percentiles may leave the score itself out: the basic bootstrap (Davison & Hinkley 1997, 5.2), which
+    takes that off, made as wide as holds the score."""
     found: dict[str, float] = {}
-    for name, values in draws.items():
-        if len(defined := values[~np.isnan(values)]):
-            low, high = np.quantile(defined, [0.025, 0.975])
-            found |= {f"{name}_low": float(low), f"{name}_high": float(high)}
+    for name, score in scores.items():
+        if (ends := _percentiles(draws[name])) is not None:
+            found[f"{name}_low"] = float(np.clip(2 * score - ends[1], 0, score))
+            found[f"{name}_high"] = float(np.clip(2 * score - ends[0], score, 1))
     return found
+
+
+def _percentiles(values: np.ndarray) -> tuple[float, float] | None:
+    defined = values[~np.isnan(values)]
+    if not len(defined) or np.ptp(defined) < 1e-12:
+        return None
+    low, high = np.quantile(defined, [0.025, 0.975])
+    return float(low), float(high)

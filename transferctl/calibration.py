@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,27 +14,40 @@ from transferctl import jsontext
 FILE = "calibration.json"
 SCHEMA_VERSION = 1
 BINS = 15
-LOWEST, HIGHEST = 0.05, 20.0  # beyond which a temperature says that validation data is too little, not what is so
+LOWEST, HIGHEST = 0.05, 20.0  # what a temperature beyond says is that validation data are too few
+PIECE = 1 << 20  # logits that are worked on at a time
 
 
-def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The T > 0 that minimises the mean negative log-likelihood of softmax(logits / T), from LOWEST to HIGHEST.
+def temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
+    """The T > 0 that minimises the mean negative log-likelihood of softmax(logits / T); None where there is no such
+    minimum from LOWEST to HIGHEST. Where every sample is right there is none: the smaller T, the less the loss.
 
-    logits: float [N, C]; labels: int [N]. Of one parameter, which changes no prediction (Guo et al., ICML 2017). In
-    1/T the loss is convex, so there is one minimum.
+    logits: float [N, C]; labels: int [N]. One parameter, which changes no prediction (Guo et al., ICML 2017). In 1/T
+    the loss is convex, so its slope, the mean logit that is expected less the mean of the labels' own, has one zero.
     """
-    from scipy.optimize import minimize_scalar
+    from scipy.optimize import brentq
 
-    logits = np.asarray(logits, dtype=np.float64)
-    logits = logits - logits.max(axis=1, keepdims=True)
-    own = logits[np.arange(len(labels)), labels]
+    def slope(sharpness: float) -> float:
+        return sum(_slopes(logits[part], labels[part], sharpness) for part in _pieces(*logits.shape)) / len(labels)
 
-    def loss(log_t: float) -> float:
-        scale = np.exp(-log_t)
-        return float(np.mean(np.log(np.exp(logits * scale).sum(axis=1)) - own * scale))
+    bluntest, sharpest = 1 / HIGHEST, 1 / LOWEST
+    if slope(bluntest) >= 0 or slope(sharpest) <= 0:
+        return None
+    return float(1 / brentq(slope, bluntest, sharpest, xtol=1e-12, rtol=1e-10))
 
-    bounds = (np.log(LOWEST), np.log(HIGHEST))
-    return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-10}).x))
+
+def _slopes(logits: np.ndarray, labels: np.ndarray, sharpness: float) -> float:
+    """The sum of the slopes of the samples' losses."""
+    logits = logits.astype(np.float64)
+    logits -= logits.max(axis=1, keepdims=True)
+    powers = np.exp(logits * sharpness)
+    expected = (powers * logits).sum(axis=1) / powers.sum(axis=1)
+    return float((expected - logits[np.arange(len(labels)), labels]).sum())
+
+
+def _pieces(n: int, classes: int) -> Iterator[slice]:
+    step = max(PIECE // classes, 1)
+    return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 
 def equal_width(confidence: np.ndarray) -> np.ndarray:
@@ -43,10 +57,13 @@ def equal_width(confidence: np.ndarray) -> np.ndarray:
 
 
 def equal_mass(confidence: np.ndarray) -> np.ndarray:
-    """int [n]: which of BINS bins with as many samples each, as far as that divides (Nguyen & O'Connor, EMNLP 2015)."""
+    """int [n]: which of BINS bins with as many samples each, as far as that divides and equal ones are not parted
+    (Nguyen & O'Connor, EMNLP 2015)."""
+    order = np.argsort(confidence, kind="stable")
+    rising = confidence[order]
+    sizes = [len(members) for members in np.array_split(order, BINS)]
     found = np.empty(len(confidence), dtype=np.int64)
-    for number, members in enumerate(np.array_split(np.argsort(confidence, kind="stable"), BINS)):
-        found[members] = number
+    found[order] = np.repeat(np.arange(BINS), sizes)[np.searchsorted(rising, rising)]  # that of the first equal one
     return found
 
 

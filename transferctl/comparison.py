@@ -21,6 +21,7 @@ from transferctl.spec import Spec
 from transferctl.wording import shown
 
 DIFFERENCES = tuple(paired.scalars("difference"))
+SCALARS = (*DIFFERENCES, "mcnemar_p")  # what `report` adds that a gate may name
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +95,12 @@ def run(
     _refuse_all_classes(top, len(model.classes[domain]))
     other = comparison.load(*against) if against else None
     temperature = None if domain == "source" else calibration.temperature_of(trained, saved.path.name)
-    known = metrics_of(saved, len(model.classes[domain]), top, calibrated=temperature is not None)
-    known += forgetting.CHANGES if start else ()
-    known += (*comparison.DIFFERENCES, "mcnemar_p") if other else ()
-    gates.refuse_odd(conditions, known)
-    compute = pipeline.chosen_device(spec, display)
-    task = pipeline.task_of(spec)
     display.note(f"model: {saved.path}; preprocessing: {model.preprocessing}")
+    compute, task = pipeline.chosen_device(spec, display), pipeline.task_of(spec)
     scored = evaldata.load(asked, spec, trained, model, domain, display)
+    known = metrics_of(saved, len(scored), len(model.classes[domain]), top, calibrated=temperature is not None)
+    known += (forgetting.CHANGES if start else ()) + (comparison.SCALARS if other else ())
+    gates.refuse_odd(conditions, known)
     also = None if other is None else _same_samples(other, asked, spec, scored, model, domain, display)
     predictions = Predictions()
     with in_run_folder(spec, trained, runs_dir, [scored], display) as folder:
@@ -111,22 +110,23 @@ def run(
         if inputs.stages and (asked.other is None or inputs.stages.is_whole):  # other data is scored once
             cache = open_cache(spec.cache, display.warn)
             inputs.compute_ahead(scored, f"{domain}.{scored.name}", cache, display, views=None)
-        before = None if start is None else scoring.score(start.place(compute), task, scored, domain, inputs)
-        after = scoring.score(model, task, scored, domain, inputs, predictions, top=top, temperature=temperature)
+        score = partial(scoring.score, task=task, scored=scored, domain=domain, inputs=inputs, say=display.warn)
+        before = None if start is None else score(start.place(compute))
+        after = score(model, predictions=predictions, top=top, temperature=temperature)
         results.write_predictions(folder, model.classes[domain], [(scored, predictions)])
-        report = forgetting.report(before, after) if source else {}
-        folder.summary |= after[0] | report
+        forgotten = forgetting.report(before, after) if source else {}
+        folder.summary |= after[0] | forgotten
         if other and also:
             theirs = _score_other(other, also, domain, compute, display)
             compared = comparison.report(other, theirs, after)
             folder.summary |= compared
-        for row in _rows(after[0], report, scored, which):
+        for row in _rows(after[0], forgotten, scored, which):
             folder.log_metrics(**row)
         where = evaldata.in_words(asked, scored)
         head = ", source head" if source else ""
         results.show_metrics(display, f"{trained.name}, {which}{head}, on {where}", after[0])
         if before:
-            forgetting.show(display, f"Source, {where}", report)
+            forgetting.show(display, f"Source, {where}", forgotten)
         results.show_classes(display, after[0])
         if other and also:
             comparison.show(display, trained, other, theirs, after, compared)
@@ -153,7 +153,7 @@ def _score_other(other: Other, scored: Split, domain: str, compute: Compute, dis
     task = pipeline.task_of(other.spec)
     inputs = inputs_as_trained(other.model, task, other.spec, other.run, domain, compute, display)
     temperature = None if domain == "source" else calibration.temperature_of(other.run, other.saved.path.name)
-    return scoring.score(other.model, task, scored, domain, inputs, temperature=temperature)
+    return scoring.score(other.model, task, scored, domain, inputs, temperature=temperature, say=display.warn)
 
 
 @contextmanager
@@ -206,11 +206,11 @@ def _start(trained: Path, display: Display) -> TransferModel | None:
     return model
 
 
-def metrics_of(saved: Checkpoint, classes: int, top: Sequence[int], *, calibrated: bool) -> tuple[str, ...]:
+def metrics_of(saved: Checkpoint, n: int, classes: int, top: Sequence[int], *, calibrated: bool) -> tuple[str, ...]:
     """The scalars that the evaluation will find: those that training saved beside the checkpoint (but for top-k, as it
     may be the other head's), and an evaluation's own."""
     kept = [name for name in saved.manifest.get("val", {}) if not name.startswith("top")]
-    return tuple(dict.fromkeys([*kept, *evaluation.names(classes, top, calibrated=calibrated)]))
+    return tuple(dict.fromkeys([*kept, *evaluation.names(n, classes, top, calibrated=calibrated)]))
 
 
 def _rows(metrics: Mapping[str, Any], report: Mapping[str, Any], scored: Split, which: str) -> list[dict[str, Any]]:

@@ -19,16 +19,22 @@ from transferctl.contracts import Meter
 
 ROWS = 1 << 20  # logits that are worked on at a time
 CALIBRATED = ("loss", "brier", "ece", "ece_mass")
+MEANS = ("macro_precision", "macro_recall", "macro_f1")
+BIASED = ("macro_f1", "average_precision", "ece", "ece_mass", "calibrated_ece", "calibrated_ece_mass")  # of few samples
 
 
-def names(classes: int, top: Sequence[int], *, calibrated: bool) -> list[str]:
-    """The scalars that an evaluation finds, but for those that its data leaves undefined: AUROC and average precision
-    where no class has samples beside others'."""
-    scores = ["balanced_accuracy", "macro_f1", "weighted_f1", "loss", "brier", "ece", "ece_mass"]
+def names(n: int, classes: int, top: Sequence[int], *, calibrated: bool) -> list[str]:
+    """The scalars that an evaluation of n samples finds, but for those that the data leaves undefined: AUROC and
+    average precision where no class has samples beside others', and intervals of what no draw changes."""
+    scores = ["balanced_accuracy", *MEANS, "weighted_f1", "loss", "brier", "ece", "ece_mass"]
     scores += [f"top{k}_accuracy" for k in _ranks(classes, top)]
-    scores += ["auroc", "average_precision"]
+    kept = n * classes <= ranking.MOST_SCORES
+    calibrated = calibrated and kept
     scores += [f"calibrated_{name}" for name in CALIBRATED] if calibrated else []
-    return [*(f"{name}{end}" for name in scores for end in ("", "_low", "_high")), *(["temperature"] * calibrated)]
+    ranked = ["auroc", "average_precision"] if kept else []
+    scores += ranked if ranking.has_intervals(n, classes) else []
+    found = [f"{name}{end}" for name in scores for end in ("", "_low", "_high")]
+    return list(dict.fromkeys([*found, *ranked, *(["temperature"] * calibrated)]))
 
 
 def _ranks(classes: int, top: Sequence[int]) -> list[int]:
@@ -98,7 +104,8 @@ class Evaluation:
             self._logits.append(values)
 
     def fitted_temperature(self) -> float | None:
-        """What calibrates these very samples; None where their logits are not kept, or there are none."""
+        """What calibrates these very samples; None where they ask for none (see calibration.temperature), or their
+        logits are not kept."""
         if self._logits is None or not self._n:
             return None
         return calibration.temperature(self._kept(self._logits), self._labels.array())
@@ -132,10 +139,10 @@ class Evaluation:
 
     def _ranked(self, labels: np.ndarray, metrics: Mapping[str, Any]) -> dict[str, Any]:
         assert self._logits is not None
-        logits, probabilities = self._kept(self._logits), scratch.empty((self._n, self._classes), np.float64)
+        logits, scores = self._kept(self._logits), scratch.empty((self._n, self._classes), np.float64)
         for part in self._pieces():
-            probabilities[part] = softmax(logits[part])
-        areas, precisions = ranking.of_each_class(probabilities, labels)
+            scores[part] = ranking.log_odds(logits[part])
+        areas, precisions = ranking.of_each_class(scores, labels)
         rows = [
             row | {"auroc": _or_none(area), "average_precision": _or_none(precision)}
             for row, area, precision in zip(metrics["per_class"], areas, precisions, strict=True)
@@ -143,7 +150,7 @@ class Evaluation:
         if np.isnan(areas).all():
             return {"per_class": rows}
         means = {"auroc": float(np.nanmean(areas)), "average_precision": float(np.nanmean(precisions))}
-        return {**means, **bootstrap.intervals(ranking.draws(probabilities, labels)), "per_class": rows}
+        return {**means, **_intervals(means, ranking.draws(scores, labels)), "per_class": rows}
 
     def _kept(self, logits: scratch.Growing) -> np.ndarray:
         return logits.array().reshape(self._n, self._classes)
@@ -184,7 +191,22 @@ def _with_intervals(
     values = _scores(sums(lambda: once, 1), classes, top, list(told))
     drawn = _scores(sums(lambda: bootstrap.weights(n, draws), draws), classes, top, list(told))
     scores = {name: float(value[0]) for name, value in values.items()}
-    return scores | bootstrap.intervals(drawn) | _unbiased(scores, drawn)
+    return scores | _intervals(scores, drawn) | _of_all_or_none(scores, n)
+
+
+def _intervals(scores: Mapping[str, float], draws: Mapping[str, np.ndarray]) -> dict[str, float]:
+    biased = {name: score for name, score in scores.items() if name in BIASED and name in draws}
+    others = {name: score for name, score in scores.items() if name not in BIASED and name in draws}
+    return bootstrap.intervals(others, draws) | bootstrap.basic_intervals(biased, draws)
+
+
+def _of_all_or_none(scores: Mapping[str, float], n: int) -> dict[str, float]:
+    """Intervals of what is 1 as every sample is right, or 0: that of the share."""
+    found: dict[str, float] = {}
+    for name, score in scores.items():
+        if name.endswith(("accuracy", "macro_precision", "macro_recall", "_f1")) and score in (0, 1):
+            found[f"{name}_low"], found[f"{name}_high"] = bootstrap.exact_share(round(score) * n, n)
+    return found
 
 
 def _terms(
@@ -225,11 +247,13 @@ def _scores(sums: np.ndarray, classes: int, top: Sequence[int], told: Sequence[s
     hits, support, predicted = sums[: 3 * classes].reshape(3, classes, -1)
     n = support.sum(axis=0)
     present, involved = support > 0, support + predicted > 0
-    recall = hits / np.maximum(support, 1)
+    recall, precision = hits / np.maximum(support, 1), hits / np.maximum(predicted, 1)
     f1 = 2 * hits / np.maximum(support + predicted, 1)
-    scores = {
+    means = {
+        name: of.sum(axis=0) / involved.sum(axis=0) for name, of in zip(MEANS, (precision, recall, f1), strict=True)
+    }
+    scores = means | {
         "balanced_accuracy": recall.sum(axis=0) / present.sum(axis=0),
-        "macro_f1": f1.sum(axis=0) / involved.sum(axis=0),
         "weighted_f1": (f1 * support).sum(axis=0) / n,
     }
     rest = iter(sums[3 * classes :])
@@ -241,15 +265,3 @@ def _scores(sums: np.ndarray, classes: int, top: Sequence[int], told: Sequence[s
         for score in ("ece", "ece_mass"):
             scores[prefix + score] = np.abs([next(rest) for _ in range(calibration.BINS)]).sum(axis=0) / n
     return scores
-
-
-def _unbiased(scores: Mapping[str, float], drawn: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Intervals of calibration errors. Noise within bins makes each larger than it is, and in samples drawn again once
-    more, so percentiles may leave the score itself out; the basic bootstrap (Davison & Hinkley 1997, 5.2) takes that
-    off."""
-    found: dict[str, float] = {}
-    for name, draws in drawn.items():
-        if name.endswith(("ece", "ece_mass")):
-            low, high = 2 * scores[name] - np.quantile(draws, [0.975, 0.025])
-            found |= {f"{name}_low": max(float(low), 0.0), f"{name}_high": max(float(high), 0.0)}
-    return found

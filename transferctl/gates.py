@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transferctl.comparison import DIFFERENCES
+from transferctl import comparison
 from transferctl.errors import GateMissed, Problem, SpecError
 from transferctl.forgetting import CHANGES
 from transferctl.runs import Run
@@ -74,10 +74,15 @@ def refuse_odd(gates: Sequence[Gate], known: Collection[str]) -> None:
 def _hint(metric: str, known: Collection[str]) -> str:
     if metric in CHANGES:
         return "a change is that of the source: add --source; its head must have been trained before fine-tuning"
-    if metric in (*DIFFERENCES, "mcnemar_p"):
+    if metric in comparison.SCALARS:
         return "a difference is from another run: add --against RUN"
     if metric.startswith("calibrated_") or metric == "temperature":
-        return "the run keeps no temperature of this checkpoint's target head; train it again"
+        return (
+            "a temperature is of the target head of a training's best checkpoint, unless its validation data could not "
+            "say one"
+        )
+    if metric.removesuffix("_low").removesuffix("_high") in ("auroc", "average_precision"):
+        return "it is not computed of so many samples and classes; see docs/evaluation.md"
     near = difflib.get_close_matches(metric, known, 1, 0.6)
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
 
@@ -91,4 +96,6 @@ def enforce(gates: Sequence[Gate], metrics: Mapping[str, Any], trained: Path, fo
 
 
 def _value(value: float | None) -> str:
-    return "not defined on this data" if value is None else f"{value:.4f}"
+    if value is None:
+        return "not defined on this data"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

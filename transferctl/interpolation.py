@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from transferctl import checkpoint, evaldata, evaluate, forgetting, gates, pipeline, plots, results, runs, scoring
 from transferctl.cache.cache import open_cache
 from transferctl.checkpoint import Checkpoint
+from transferctl.data import Split
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, Problem, SpecError
 from transferctl.forgetting import CHANGES
@@ -86,17 +88,16 @@ def run(
     model, started = restore(best), restore(start)
     start_state, best_state = _states(started, model, trained)
     fresh = start.manifest.get("untrained_heads", [])
-    display.note(f"models: from {start.path} (α = 0) to {best.path} (α = 1); preprocessing: {model.preprocessing}")
-    for domain in fresh:
-        display.note(f"the {domain} head was new at the start: at every α it is the fine-tuned one")
-    compute = pipeline.chosen_device(spec, display)
-    task = pipeline.task_of(spec)
+    _say(start, best, model, fresh, display)
+    compute, task = pipeline.chosen_device(spec, display), pipeline.task_of(spec)
     splits = {"target": evaldata.load(asked, spec, trained, model, "target", display)}
     if spec.source and spec.source.val != "none" and model.output_names("source"):
         splits["source"] = evaldata.load(evaldata.asked(None, None), spec, trained, model, "source", display)
+    is_own_val = asked.other is None and splits["target"].name == "val"
     compared = len(points) == 1 and "source" in splits and "source" not in fresh
-    known = evaluate.metrics_of(best, len(model.classes["target"]), (), calibrated=False)
-    gates.refuse_odd(conditions, (*known, *(CHANGES if compared else ())))
+    n = len(splits["target"])
+    known = evaluate.metrics_of(best, n, len(model.classes["target"]), (), calibrated=is_own_val)
+    gates.refuse_odd(conditions, known + (CHANGES if compared else ()))
     with evaluate.in_run_folder(spec, trained, runs_dir, list(splits.values()), display) as folder:
         named = {f"{domain}.{scored.name}": scored for domain, scored in splits.items()}
         results.describe_run(folder, spec.seed, compute, model, named, display, seen=runs.data_fingerprints(trained))
@@ -106,20 +107,19 @@ def run(
             cache = open_cache(spec.cache, display.warn)
             for name, scored in named.items():
                 inputs.compute_ahead(scored, name, cache, display, views=None)
-        rows, predictions, scores = [], Predictions(), dict[str, Scored]()
-        is_one = len(points) == 1
+        is_one, rows, predictions, scores = len(points) == 1, [], Predictions(), dict[str, Scored]()
+        score = partial(scoring.score, task=task, inputs=inputs, in_full=is_one, say=display.warn)
         with display.progress("interpolating", len(points) * sum(map(len, splits.values()))) as progress:
             for alpha in points:
                 _set(model, between(start_state, best_state, alpha, fresh))
-                row: dict[str, Any] = {"alpha": alpha}
-                for domain, scored in splits.items():
-                    record = predictions if domain == "target" and is_one else None
-                    scores[domain] = scoring.score(model, task, scored, domain, inputs, record, in_full=is_one)
-                    row[domain] = results.headline(scores[domain][0])
-                    split_name = scored.name if domain == "target" else f"source_{scored.name}"
-                    folder.log_metrics(alpha=alpha, split=split_name, **row[domain])
-                    progress.advance(len(scored), f"α {alpha:g}")
-                rows.append(row)
+                scores["target"] = score(
+                    model, scored=splits["target"], domain="target", calibrate=is_own_val,
+                    predictions=predictions if is_one else None,
+                )  # fmt: skip
+                if "source" in splits:
+                    scores["source"] = score(model, scored=splits["source"], domain="source")
+                rows.append(_logged(alpha, scores, splits, folder))
+                progress.advance(sum(map(len, splits.values())), f"α {alpha:g}")
         folder.summary["interpolation"] = rows
         where = evaldata.in_words(asked, splits["target"])
         _show(display, f"(1 − α)·start + α·best on {where}", rows)
@@ -129,13 +129,32 @@ def run(
         metrics, report = scores["target"][0], dict[str, Any]()
         results.write_predictions(folder, model.classes["target"], [(splits["target"], predictions)])
         _keep(folder, model, started, metrics, best, fresh)
+        if is_own_val:
+            name = checkpoint.name_of(best.manifest.get("step", 0))
+            scoring.keep_temperature(folder, name, metrics.get("temperature"), n, display)
         results.show_classes(display, metrics)
         if compared:
-            before = scoring.score(started.place(compute), task, splits["source"], "source", inputs)
+            before = score(started.place(compute), scored=splits["source"], domain="source")
             folder.summary["source"] = report = forgetting.report(before, scores["source"])
             forgetting.show(display, "Source validation", report)
         gates.enforce(conditions, metrics | report, trained, folder)
     return folder.summary
+
+
+def _say(start: Checkpoint, best: Checkpoint, model: TransferModel, fresh: Sequence[str], display: Display) -> None:
+    display.note(f"models: from {start.path} (α = 0) to {best.path} (α = 1); preprocessing: {model.preprocessing}")
+    for domain in fresh:
+        display.note(f"the {domain} head was new at the start: at every α it is the fine-tuned one")
+
+
+def _logged(alpha: float, scores: Mapping[str, Scored], splits: Mapping[str, Split], folder: Run) -> dict[str, Any]:
+    """The scalars of a point by domain, which metrics.jsonl has a line each of."""
+    row: dict[str, Any] = {"alpha": alpha}
+    for domain, scored in splits.items():
+        row[domain] = results.headline(scores[domain][0])
+        name = scored.name if domain == "target" else f"source_{scored.name}"
+        folder.log_metrics(alpha=alpha, split=name, **row[domain])
+    return row
 
 
 def _keep(

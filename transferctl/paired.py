@@ -10,11 +10,11 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from transferctl import scratch
+from transferctl import bootstrap, scratch
 from transferctl.display import Display
 
 ACCURACY_DRAWS = 10_000
-LOSS_DRAWS = 2_000
+LOSS_DRAWS = 2_000  # fewer beyond 50,000 samples
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def difference(before: Outcomes, after: Outcomes, noun: str) -> dict[str, float]
     accuracy = accuracy_difference(before.right, after.right, noun, random)
     differences, drawn = scratch.empty(n, np.float64), scratch.empty(n, np.float64)
     np.subtract(after.losses, before.losses, out=differences)
-    losses = np.array([_redrawn(differences, random, drawn).mean() for _ in range(LOSS_DRAWS)])
+    draws = min(LOSS_DRAWS, max(bootstrap.WORK // n, bootstrap.FEWEST_DRAWS))
+    losses = np.array([_redrawn(differences, random, drawn).mean() for _ in range(draws)])
     return accuracy | _interval(f"loss_{noun}", float(differences.mean()), losses)
 
 

@@ -21,6 +21,7 @@ from transferctl.model import TransferModel
 from transferctl.paired import Recorder, Scored
 from transferctl.results import Predictions
 from transferctl.runs import Run
+from transferctl.wording import counted
 
 Forward = Callable[[Batch], Features]
 Record = Callable[[Tensor, Tensor], None]  # takes a batch's logits and labels
@@ -89,16 +90,17 @@ def logits_of(
 def score(
     model: TransferModel, task: Task, scored: Split, domain: str, inputs: Inputs,
     predictions: Predictions | None = None, *, top: Sequence[int] = (), temperature: float | None = None,
-    in_full: bool = True, say: Callable[[str], None] = lambda text: None,
+    calibrate: bool = False, in_full: bool = True, say: Callable[[str], None],
 ) -> Scored:  # fmt: skip
     """Metrics and outcomes of a domain's head; `predictions` takes what it predicts. temperature: of its logits, where
-    validation data has said one. in_full: with all that `Task.evaluation` finds."""
+    validation data has said one; calibrate: these are such data. in_full: with all that `Task.evaluation` finds."""
     outcomes, classes = Recorder(), model.classes[domain]
     meter: Meter | Evaluation = task.evaluation(classes, top) if in_full else task.meter(classes)
     record: list[Record] = [meter.update, outcomes, *([predictions] if predictions else [])]
     pass_over(model, inputs.scoring_batches(scored), model.features_of, inputs.compute, domain, record, say)
-    metrics = meter.compute(temperature) if isinstance(meter, Evaluation) else meter.compute()
-    return metrics, outcomes.outcomes()
+    if not isinstance(meter, Evaluation):
+        return meter.compute(), outcomes.outcomes()
+    return meter.compute(meter.fitted_temperature() if calibrate else temperature), outcomes.outcomes()
 
 
 def score_best(
@@ -124,7 +126,8 @@ def score_best(
     scored: list[tuple[Split, Predictions]] = []
     best, last = run.summary["best"], run.summary["last"]
     evaluation = score(target.val)
-    temperature = _calibrate(run, evaluation, len(target.val))
+    temperature = evaluation.fitted_temperature()
+    keep_temperature(run, checkpoint.name_of(best["step"]), temperature, len(target.val), display)
     metrics = evaluation.compute(temperature)
     run.summary["best"] = best | {"val": metrics}
     which = "the last" if best["epoch"] == last["epoch"] else f"best of {last['epoch']}"
@@ -138,10 +141,14 @@ def score_best(
     results.write_predictions(run, target.classes, scored)
 
 
-def _calibrate(run: Run, evaluation: Evaluation, n: int) -> float | None:
-    """The temperature that validation data asks for, kept for whoever predicts with the best checkpoint."""
-    temperature = evaluation.fitted_temperature()
+def keep_temperature(run: Run, name: str, temperature: float | None, n: int, display: Display) -> None:
+    """The temperature that n samples of validation data ask for, for whoever predicts with that checkpoint; where they
+    ask for none, probabilities stay as they are, and that is said."""
     if temperature is not None:
-        name = checkpoint.name_of(run.summary["best"]["step"])
         run.write_json(calibration.FILE, calibration.description(name, temperature, n))
-    return temperature
+        return
+    (run.path / calibration.FILE).unlink(missing_ok=True)  # of a run that is resumed
+    display.note(
+        f"no temperature: {counted(n, 'validation sample')} cannot say one (all are right, or they are too few or too "
+        "many), so probabilities are not calibrated"
+    )

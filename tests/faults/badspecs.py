@@ -87,7 +87,7 @@ SETS = [
 
 # name, what it is, the command line, what the message holds
 COMMANDS = [
-    ("unknown_verb", "a mistyped verb", ["extrakt"], ("Did you mean 'extract'?", "see transferctl --help")),
+    ("unknown_verb", "a mistyped verb", ["extrakt"], ("Did you mean 'extract', 'export'?", "see transferctl --help")),
     ("no_argument", "a verb without its argument", ["extract"], ("name the SPEC, or a run to go on with by --resume RUN", "extract --help")),
     ("two_specs", "an argument too many", ["check", "a.yaml", "b.yaml"], ("b.yaml", "see transferctl check --help")),
     ("unknown_option", "an unknown option", ["check", "a.yaml", "--jsn"], ("--jsn", "see transferctl check --help")),

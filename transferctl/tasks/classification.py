@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from transferctl import bootstrap
 from transferctl.contracts import Batch, Features, Mixed
 from transferctl.evaluation import Evaluation
 
@@ -107,7 +108,8 @@ class ClassificationMeter:
         """n, loss (mean), accuracy with its 95 % interval, macro and per-class precision, recall and F1.
 
         The interval is the percentile bootstrap over samples. Resampling n samples of which k are right
-        gives Binomial(n, k/n) right ones, so counts suffice (Efron & Tibshirani 1993, chapter 13).
+        gives Binomial(n, k/n) right ones, so counts suffice (Efron & Tibshirani 1993, chapter 13). Where all are right,
+        or none, it is exact, as samples drawn again are all alike.
         Precision and recall of an empty class are 0, and it does not enter the macro means (as
         scikit-learn's defaults have it). top5_accuracy only with more than five classes.
         """
@@ -115,16 +117,15 @@ class ClassificationMeter:
         if n == 0:
             return {"n": 0}
         right = int(np.trace(self.confusion))
-        draws = np.random.default_rng(0).binomial(n, right / n, BOOTSTRAP_DRAWS) / n
-        low, high = np.quantile(draws, [0.025, 0.975])
+        low, high = _interval(right, n)
         per_class = self._per_class()
         present = [row for row in per_class if row["support"] or row["predicted"]]
         metrics: dict[str, Any] = {
             "n": n,
             "loss": self.loss_sum / n,
             "accuracy": right / n,
-            "accuracy_low": float(low),
-            "accuracy_high": float(high),
+            "accuracy_low": low,
+            "accuracy_high": high,
         }
         if len(self.class_names) > 5:
             metrics["top5_accuracy"] = self.top5_hits / n
@@ -151,3 +152,11 @@ class ClassificationMeter:
                 }
             )
         return rows
+
+
+def _interval(right: int, n: int) -> tuple[float, float]:
+    if right in (0, n):
+        return bootstrap.exact_share(right, n)
+    draws = np.random.default_rng(0).binomial(n, right / n, BOOTSTRAP_DRAWS) / n
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
