@@ -10,7 +10,7 @@
 #     with: {name: model, path: artefacts}
 #
 # A gate that holds fails the job: exit 8. The gates look at test data if the spec has some, else at validation data.
-# Environment: VERB (extract), ARTEFACTS (artefacts), RUNS (runs), FORMATS (of the export: all; or such as "onnx pt2"),
+# Environment: VERB (extract; or finetune, FROM a run if that is set), ARTEFACTS (artefacts), RUNS (runs), FORMATS (of the export: all; or such as "onnx pt2"),
 # AGAINST (the run in use: is the new one any better?), TRANSFERCTL_CACHE (a folder to keep between jobs: nothing that is
 # frozen is computed twice).
 set -euo pipefail
@@ -28,22 +28,37 @@ if [ -n "${AGAINST:-}" ]; then gates+=(--against "$AGAINST"); fi
 formats=()
 for format in ${FORMATS:-}; do formats+=(--format "$format"); done
 
-transferctl check "$spec" --json > "$artefacts/check.json"
-run=$(transferctl "${VERB:-extract}" "$spec" --runs-dir "$runs" | tail -n 1)
+keep() {   # whatever there is of a run, under a name of ours if it has one already
+  for file in report.html summary.json metrics.jsonl environment.json spec.yaml classes.json predictions.csv log.txt; do
+    if [ -e "$1/$file" ]; then cp "$1/$file" "$artefacts/${2:-}$file"; fi
+  done
+}
+end() {    # what happened, for people; the exit code is for the job
+  echo "$2"
+  if [ -n "${GITHUB_STEP_SUMMARY:-}" ]; then echo "$2" >> "$GITHUB_STEP_SUMMARY"; fi
+  exit "$1"
+}
+
+transferctl check "$spec" --json > "$artefacts/check.json" || end $? "$spec: cannot be trained, see $artefacts/check.json"
+code=0
+run=$(transferctl "${VERB:-extract}" "$spec" ${FROM:+--from "$FROM"} --runs-dir "$runs" | tail -n 1) || code=$?
+if [ "$code" != 0 ]; then
+  run=$(ls -d "$runs"/*-"${VERB:-extract}"-* 2> /dev/null | tail -n 1)
+  keep "${run:-.none}"
+  end "$code" "$spec: training ended with exit code $code, see $artefacts/log.txt"
+fi
+keep "$run"
 
 split=val
-if grep -q '^ "test": {' "$run/summary.json"; then split=test; fi
-
-# Whatever the gates say, everything is kept; then the job ends as they say.
-code=0
+if python3 -c 'import json, sys; sys.exit("test" not in json.load(open(sys.argv[1])))' "$run/summary.json"; then split=test; fi
 transferctl eval "$run" --split "$split" ${gates[@]+"${gates[@]}"} --runs-dir "$runs" --json > "$artefacts/eval.json" || code=$?
+keep "$(ls -d "$runs"/*-eval-* 2> /dev/null | tail -n 1)" evaluation-
+exported=0
 transferctl export "$run" ${formats[@]+"${formats[@]}"} --out "$artefacts/model" --json > "$artefacts/export.json" || exported=$?
-code=$((code ? code : ${exported:-0}))
-for file in report.html summary.json metrics.jsonl environment.json spec.yaml classes.json predictions.csv log.txt; do
-  if [ -e "$run/$file" ]; then cp "$run/$file" "$artefacts/"; fi
-done
 
-words=$([ "$code" = 0 ] && echo passed || echo "failed with exit code $code")
-echo "$run: the gates $words; see $artefacts/report.html"
-if [ -n "${GITHUB_STEP_SUMMARY:-}" ]; then echo "\`$run\`: the gates **$words**" >> "$GITHUB_STEP_SUMMARY"; fi
-exit "$code"
+case $code in
+  0) if [ "$exported" != 0 ]; then end "$exported" "$run: passed, but could not be exported, see $artefacts/export.json"; fi
+     end 0 "$run: passed, see $artefacts/evaluation-report.html" ;;
+  8) end 8 "$run: a gate is missed, see $artefacts/evaluation-report.html" ;;
+  *) end "$code" "$run: cannot be evaluated as asked, see $artefacts/eval.json" ;;
+esac

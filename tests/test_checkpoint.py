@@ -64,7 +64,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_loadable(
 
 
 def test_a_folder_that_is_no_run_is_told(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no checkpoint `best`"):
+    with pytest.raises(CheckpointError, match="is no run folder"):
         checkpoint.load(tmp_path)
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from transferctl import jsontext, signals
 from transferctl.errors import CheckpointError, from_os_error
-from transferctl.wording import shown
+from transferctl.wording import one_line, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -192,8 +192,7 @@ def load(run: Path, which: str = "best") -> Checkpoint:
     try:
         manifest = _read_manifest(folder)
     except FileNotFoundError:
-        message = f"{run}: has no checkpoint `{which}`; it is an evaluation, or was stopped before its first epoch"
-        raise CheckpointError(message + _how_to_go_on(run)) from None
+        raise CheckpointError(f"{run}: {_why_there_is_none(run, which)}") from None
     return Checkpoint(folder.resolve(), _verified(folder, WEIGHTS_FILE, manifest["files"]), manifest)
 
 
@@ -207,8 +206,21 @@ def _refuse_outside(folder: Path) -> None:
         raise CheckpointError(f"{folder}: leads out of its run, to {folder.resolve()}; it must be a step beside it")
 
 
-def _how_to_go_on(run: Path) -> str:
-    return f" (--resume {run} goes on with it)" if any_of(run) else ""
+def _why_there_is_none(run: Path, which: str) -> str:
+    """In words, from what the run says of itself."""
+    try:
+        summary = jsontext.read(run / "summary.json")
+    except (OSError, ValueError):
+        summary = None
+    if not isinstance(summary, dict):
+        return "is no run folder (it has no summary.json); `transferctl runs` shows them"
+    none = f"has no checkpoint `{which}`"
+    if "evaluated" in summary:
+        return f"{none}, as it is an evaluation; name the run that it scored, {summary['evaluated']}"
+    if summary.get("status") == "failed":
+        return f"{none}, as it failed before it had one: {one_line(summary.get('error', 'see its log.txt'))}"
+    more = f" (--resume {run} goes on with it)" if any_of(run) else ""
+    return f"{none}, as it was stopped before it had one{more}"
 
 
 def resumable(run: Path, say: Callable[[str], None]) -> Iterator[tuple[Checkpoint, dict[str, Tensor]]]:

@@ -57,9 +57,9 @@ def report(other: Other, theirs: Scored, mine: Scored) -> dict[str, Any]:
     return {"against": {"run": str(other.run), "checkpoint": other.saved.path.name, **headline(theirs[0])}, **told}
 
 
-def show(display: Display, trained: Path, other: Other, theirs: Scored, mine: Scored, told: dict[str, Any]) -> None:
-    title = f"{trained.name} against {other.run.name}, on the same {mine[0]['n']:,} samples"
-    columns = (f"against: {other.run.name}", trained.name)
+def show(display: Display, other: Other, theirs: Scored, mine: Scored, told: dict[str, Any]) -> None:
+    title = f"This run against {other.run.name}, on the same {mine[0]['n']:,} samples"
+    columns = ("that run", "this run")
     paired.show(display, title, columns, theirs[0], mine[0], told, "difference")
     gained, lost, p = told["gained"], told["lost"], told["mcnemar_p"]
-    display.result(f"  right in {trained.name} alone: {gained}; in {other.run.name} alone: {lost}; McNemar p = {p:.2g}")
+    display.result(f"  this run alone is right: {gained}; that run alone: {lost}; McNemar p = {p:.2g}")

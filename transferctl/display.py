@@ -146,22 +146,18 @@ class Display:
             raise ResourceError(f"{name}: cannot write: {error.strerror}") from None
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """A table of results; columns whose cells all are numbers are set to the right."""
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
+        """A table of results; columns whose cells all are numbers are set to the right. Where it is wider than the
+        terminal, and no cell can be wrapped at a space, each row becomes a list of its own: no name is broken."""
         title, columns = printable(title), [printable(column) for column in columns]
-        look: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE_HEAD, "show_header": any(columns)}
-        table = Table(title=Text(title, style="bold"), **look)
         cells = [[_cell(value) for value in row] for row in rows]
-        for i, column in enumerate(columns):
-            numeric = bool(rows) and all(isinstance(row[i], int | float) for row in rows)
-            table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
-        for row in cells:
-            table.add_row(*(Text(cell) for cell in row))
+        numeric = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i, _ in enumerate(columns)]
         with self._results() as file:
-            _console(file).print(table)
+            console = _console(file)
+            narrowest = sum(_longest_word([column, *(row[i] for row in cells)]) + 3 for i, column in enumerate(columns))
+            drawn = _table(title, columns, cells, numeric)
+            if rows and len(columns) > 2 and narrowest > console.width:
+                drawn = _lists(title, columns, cells)
+            console.print(drawn)
             file.flush()
         self._to_log("\n".join([title, "\t".join(columns), *("\t".join(row) for row in cells), ""]))
 
@@ -272,6 +268,38 @@ def _console(file: IO[str]) -> Any:
 
     width = None if file.isatty() or "COLUMNS" in os.environ else PLAIN_WIDTH
     return OurConsole(file=file, width=width)
+
+
+def _table(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], numeric: Sequence[bool]) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    look: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE_HEAD, "show_header": any(columns)}
+    table = Table(title=Text(title, style="bold"), **look)
+    for column, is_numeric in zip(columns, numeric, strict=True):
+        justify: Any = "right" if is_numeric else "left"
+        table.add_column(Text(column), justify=justify, overflow="fold", no_wrap=is_numeric)
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _lists(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]]) -> Any:
+    """Of each row its first cell, which names it, and below it each other cell after its column's name."""
+    from rich.text import Text
+
+    text = Text(f"{title}\n", style="bold")
+    longest = max(map(len, columns[1:]))
+    for first, *others in cells:
+        text.append(f"\n  {first}\n", style="not bold")
+        for column, cell in zip(columns[1:], others, strict=True):
+            text.append(f"    {column:{longest}}  {cell}\n" if cell else "", style="not bold")
+    return text
+
+
+def _longest_word(cells: Sequence[str]) -> int:
+    return max((len(word) for cell in cells for word in cell.split(" ")), default=0)
 
 
 def silence(stream: IO[str]) -> None:

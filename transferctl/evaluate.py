@@ -129,7 +129,7 @@ def run(
             forgetting.show(display, f"Source, {where}", forgotten)
         results.show_classes(display, after[0])
         if other and also:
-            comparison.show(display, trained, other, theirs, after, compared)
+            comparison.show(display, other, theirs, after, compared)
         gates.enforce(conditions, folder.summary, trained, folder)
     return folder.summary
 

@@ -93,12 +93,12 @@ def show(
 ) -> None:  # fmt: skip
     """A table of both and what lies between them. columns: what the two are called."""
     points = {key: 100 * differences[key] for key in scalars(noun) if key.startswith("accuracy")}
-    accuracy = _signed(points, f"accuracy_{noun}", 1) + " points"
     rows = [
-        ["accuracy, %", f"{100 * before['accuracy']:.1f}", f"{100 * after['accuracy']:.1f}", accuracy],
-        ["loss", f"{before['loss']:.4f}", f"{after['loss']:.4f}", _signed(differences, f"loss_{noun}", 4)],
-    ]
-    display.table(title, ["metric", *columns, f"{noun} (95 % interval)"], rows)
+        ["accuracy, %", f"{100 * before['accuracy']:.1f}", f"{100 * after['accuracy']:.1f}",
+         *_signed(points, f"accuracy_{noun}", 1)],
+        ["loss", f"{before['loss']:.4f}", f"{after['loss']:.4f}", *_signed(differences, f"loss_{noun}", 4)],
+    ]  # fmt: skip
+    display.table(title, ["metric", *columns, noun, "95 % interval"], rows)
 
 
 def _redrawn(values: np.ndarray, random: np.random.Generator, out: np.ndarray) -> np.ndarray:
@@ -113,6 +113,6 @@ def _interval(name: str, value: float, draws: np.ndarray) -> dict[str, float]:
     return {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
-def _signed(values: Mapping[str, float], name: str, digits: int) -> str:
+def _signed(values: Mapping[str, float], name: str, digits: int) -> list[str]:
     value, low, high = (f"{values[key]:+.{digits}f}" for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{value} ({low} to {high})"
+    return [value, f"{low} to {high}"]

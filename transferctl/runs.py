@@ -171,11 +171,16 @@ def atomic_file(path: Path) -> Iterator[IO[str]]:
     text file can hold become escapes."""
     aside = path.with_name(f".{path.name}.tmp")
     aside.unlink(missing_ok=True)
-    with aside.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        with aside.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        with suppress(OSError):  # a part of it would only take the room that is lacking
+            aside.unlink(missing_ok=True)
+        raise
 
 
 def environment(seed: int, device: str, fingerprints: Mapping[str, str]) -> dict[str, Any]:

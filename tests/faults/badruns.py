@@ -83,7 +83,7 @@ DAMAGE: list[tuple[str, str, Callable[[Path], object], tuple[str, ...]]] = [
     ("best_outside", "`best` that leads out of the run", _elsewhere, ("run/checkpoints/best", "a step beside it")),
     ("spec_gone", "a run without spec.yaml", lambda run: (run / "spec.yaml").unlink(), ("run: is no run folder", "name one of those in runs/")),
     ("not_finished", "a run that was stopped at its start", lambda run: shutil.rmtree(run / "checkpoints"),
-     ("run: has no checkpoint `best`", "stopped before its first epoch")),
+     ("run: has no checkpoint `best`", "stopped before it had one")),
 ]  # fmt: skip
 
 # name, what it is, what the manifest says instead, what the message holds
