@@ -21,7 +21,7 @@ from transferctl import report, signals
 from transferctl.cli import app
 from transferctl.display import Display
 from transferctl.errors import Terminated
-from transferctl.reporting import comparison, html, page
+from transferctl.reporting import beside, comparison, html, page
 from transferctl.reporting.gather import gather
 
 ROOT = Path(__file__).parent.parent
@@ -281,7 +281,7 @@ def test_what_others_named_is_text_and_nothing_else(tmp_path: Path, call: Any) -
     (path / "summary.json").write_text(json.dumps(summary))
     with (path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"split": "train", "epoch": 1, f"penalty_{HOSTILE[0]}": 1.0}) + "\n")
-    for text in (page.of(gather(path)).html, comparison.of([gather(path)] * 2)):
+    for text in (page.of(gather(path)).html, comparison.of([gather(path)] * 2).html):
         tags = Tags(text)
         assert "script" not in tags.tags and not [name for name, _ in tags.attributes if name.startswith("on")]
         assert all(value.startswith("data:image/jpeg") for name, value in tags.attributes if name == "src")
@@ -307,7 +307,7 @@ def test_scores_on_other_images_are_said_not_to_compare(work: dict[str, Path], r
     environment = json.loads((run / "environment.json").read_text())
     environment["data"]["target.test"] = "0" * 64
     (run / "environment.json").write_text(json.dumps(environment))
-    assert comparison.not_the_same([gather(run), gather(work["finetune"])]) == ["target.test"]
+    assert beside.not_the_same([gather(run), gather(work["finetune"])]) == ["target.test"]
 
 
 # -- the command --------------------------------------------------------------------------------------
