@@ -85,7 +85,7 @@ def _of_the_model(
     if predicted:
         predicted = examples.placed(predicted, split)
         if lost := examples.lost(predicted):
-            parts.missing["pictures"] = f"{counted(lost, 'image')} of those in predictions.csv are not in {split.name}"
+            parts.missing["pictures"] = f"not in {split.name}: {counted(lost, 'image')} that predictions.csv names"
     elif outputs:
         predicted = examples.predicted_of(outputs, split, classes)
     if predicted:
