@@ -250,6 +250,14 @@ def test_data_that_has_grown_is_refused_before_it_is_decoded(
     assert page.of(gather(run)).missing == {"audit": "the images of target.train are not those that the run had"}
 
 
+def test_unreadable_images_are_not_looked_for_again_among_many(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"skipped": 1}))
+    assert "images" not in page.of(gather(run)).missing
+    monkeypatch.setattr(material, "MOST_READ_AGAIN", 17)
+    assert "18 of target.val are too many" in page.of(gather(run)).missing["images"]
+
+
 def pictures(text: str) -> set[tuple[str, str]]:
     return set(re.findall(r'<img src="([^"]*)" alt="([^"]*: labelled [^"]*)"', text))
 

@@ -220,7 +220,7 @@ def test_a_file_without_a_line_end_is_not_read_into_memory(tmp_path: Path, head:
     tracemalloc.start()
     with pytest.raises(DataError, match="cannot be read"):
         predictions.read(tmp_path, "val", 3)
-    assert "longer than 1,000,000 characters" in gather.gather(tmp_path).unshown
+    assert "longer than 50,000 characters" in gather.gather(tmp_path).unshown
     assert tracemalloc.get_traced_memory()[1] < 50_000_000
     tracemalloc.stop()
 

@@ -16,8 +16,8 @@ from transferctl.reporting import checked
 from transferctl.spec import Spec
 from transferctl.yamltree import Document
 
-MOST_LINES = 4000  # of metrics.jsonl that are kept of a split; of more every second is left out, again and again
-LINE = 1_000_000  # characters that are looked at as one line of it
+MOST_LINES = 1000  # of metrics.jsonl that are kept of a split; of more every second is left out, again and again
+LINE = 50_000  # characters that are looked at as one line of it
 CURVES = ("train", "val", "source_val")
 STATES = ("finished", "running", "interrupted", "failed")
 

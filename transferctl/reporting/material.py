@@ -25,6 +25,7 @@ from transferctl.reporting import checked
 from transferctl.reporting.gather import RunRecord
 from transferctl.spec import Spec
 
+MOST_READ_AGAIN = 1000  # images that are decoded to see which of them cannot be
 MOST_IMAGES = 300  # whose features are computed
 
 
@@ -78,13 +79,22 @@ def split_of(run: RunRecord, loaded: Loaded, display: Display) -> Split:
     path = checked.text(run.summary.get("data"), 4000) if run.verb == "eval" else ""
     asked = evaldata.asked(path or None, named if not path or named != "data" else None)
     spec = loaded.spec
-    if not run.summary.get("skipped"):
+    if run.summary.get("skipped"):
+        _refuse_to_read_many(run, f"{loaded.domain}.{named}")
+    else:
         spec = spec.model_copy(update={"on_bad_sample": "stop"})  # nothing was unreadable: no need to look again
     split = evaldata.load(asked, spec, run.path, loaded.model, loaded.domain, display)
     name = f"{loaded.domain}.{split.name}"
     refuse_others(run, name, split)
     refuse_rewritten(run, name, split, loaded.model.classes[loaded.domain])
     return split
+
+
+def _refuse_to_read_many(run: RunRecord, name: str) -> None:
+    """To find the unreadable ones, all images are decoded. Raises DataError."""
+    n = sum(checked.count(value) or 0 for value in checked.mapping(_files(run, name).get("samples")).values())
+    if n > MOST_READ_AGAIN:
+        raise DataError(f"the run left out unreadable images, and {n:,} of {name} are too many to look for them again")
 
 
 def refuse_others(run: RunRecord, name: str, split: Split) -> None:

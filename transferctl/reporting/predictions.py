@@ -40,9 +40,9 @@ def rows(run: Path) -> Iterator[Row]:
     """Of a run's predictions.csv, in order; none where it has no such file. Raises DataError with the line where it
     stops being one."""
     path, line = run / FILE, 0
-    if not path.exists():
-        return
     try:
+        if not path.exists():
+            return
         if not path.is_file():  # a pipe would block
             raise ValueError("it is not a regular file")
         with path.open(encoding="utf-8", newline="") as file:
