@@ -281,7 +281,8 @@ def test_predictions_that_cannot_be_read_are_said_and_some_images_stand_for_all(
     with (run / "predictions.csv").open("a") as file:
         file.write("val,cut")
     made = page.of(gather(run))
-    assert made.missing == {"predictions": "predictions.csv cannot be read: line 38: it has 2 cells, not 5"}
+    words = "predictions.csv cannot be read: line 38: it has 2 cells, not 5; what is shown instead was predicted anew"
+    assert made.missing == {"predictions": words}
     assert "of 5 of the 18 validation images (evenly spread) are wrong" in made.html
     assert made.missing["predictions"] in made.html
     text = page.of(gather(work["pretrain"])).html  # which keeps no predictions

@@ -88,6 +88,8 @@ def _of_the_model(
             parts.missing["pictures"] = f"not in {split.name}: {counted(lost, 'image')} that predictions.csv names"
     elif outputs:
         predicted = examples.predicted_of(outputs, split, classes)
+        if unread := parts.missing.get("predictions"):
+            parts.missing["predictions"] = f"{unread}; what is shown instead was predicted anew"
     if predicted:
         found["predicted"] = predicted
         found["mistakes"] = parts.made("mistakes", partial(examples.mistakes, predicted, split, where))
