@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from typer.testing import CliRunner
 
-from transferctl.reporting import beside
+from transferctl.cli import app
+from transferctl.reporting import beside, comparison
 from transferctl.reporting.gather import gather
 
 Invoke = Callable[..., tuple[int, dict[str, Any]]]
@@ -78,6 +80,39 @@ def test_samples_that_are_not_the_same_are_not_paired(how: str, two: Any, tmp_pa
         file.write_text("".join(shorter[how]))
     code, answer = invoke("compare", one, other)
     assert (code, answer["against_first"]) == (0, [])
+    reasons = {"none": "B has no predictions.csv", "cut": "of B, predictions.csv cannot be read: line 201"}
+    assert answer["not_paired"][0]["reason"].startswith(reasons.get(how, "not the same samples, labels and order"))
+
+
+def test_splits_that_both_predicted_are_paired_and_others_are_named(two: Any, invoke: Invoke) -> None:
+    """Of extract, val and then test, beside `eval --split test` of the same run."""
+    one, other, before, after = two
+    for run, splits in ((one, ("val", "test")), (other, ("test",))):
+        header, *rows = (run / "predictions.csv").read_text().splitlines(keepends=True)
+        text = header + "".join(row.replace("val,", f"{split},", 1) for split in splits for row in rows)
+        (run / "predictions.csv").write_text(text)
+    code, answer = invoke("compare", one, other)
+    (pair,), (left_out,) = answer["against_first"], answer["not_paired"]
+    assert (code, pair["split"], pair["n"], pair["gained"]) == (0, "test", 200, (after & ~before).sum())
+    assert (left_out["split"], left_out["reason"]) == ("val", "only A predicted it")
+    made = comparison.of([gather(one), gather(other)])
+    assert made.missing == {"B less A val": "only A predicted it"}
+    assert "B is not paired with A on val: only A predicted it." in made.html
+
+
+def test_scores_of_the_source_head_are_no_rows_of_the_targets(two: Any, tmp_path: Path, invoke: Invoke) -> None:
+    one, _, before, _ = two
+    source = a_run(tmp_path / "source", before, verb="pretrain")
+    for run in (one, source):
+        (run / "metrics.jsonl").write_text('{"split": "val", "epoch": 1, "accuracy": 0.5, "loss": 1}\n')
+    answer = invoke("compare", one, source)[1]
+    assert [run["domain"] for run in answer["runs"]] == ["target", "source"] and not answer["against_first"]
+    assert answer["not_paired"][0]["reason"] == "A was scored on the target, B on the source"
+    done = CliRunner().invoke(app, ["compare", str(one), str(source)])
+    assert "val accuracy, %" in done.stdout and "source val accuracy, %" in done.stdout
+    page = comparison.of([gather(one), gather(source)]).html
+    assert "<h3>Validation</h3>" in page and "<h3>Source validation</h3>" in page
+    assert "Validation accuracy: A from" in page and "Source validation accuracy: B from" in page
 
 
 def test_many_runs_are_each_compared_with_the_first(two: Any, tmp_path: Path, invoke: Invoke) -> None:
@@ -97,9 +132,7 @@ def test_one_run_or_what_is_none_is_refused(two: Any, tmp_path: Path, invoke: In
 
 
 def test_the_page_of_several_runs_has_the_same_pairs(two: Any) -> None:
-    from transferctl.reporting import comparison
-
     one, other, *_ = two
-    page = comparison.of([gather(one), gather(other)])
-    (pair,) = beside.against_first([gather(one), gather(other)])
+    page = comparison.of([gather(one), gather(other)]).html
+    (pair,) = beside.against_first([gather(one), gather(other)]).pairs
     assert "McNemar" in page and f"{100 * pair.difference:+.1f}" in page and f'<td class="n">{pair.gained}</td>' in page

@@ -21,7 +21,8 @@ from transferctl import report, signals
 from transferctl.cli import app
 from transferctl.display import Display
 from transferctl.errors import Terminated
-from transferctl.reporting import comparison, html, page
+from transferctl.frozen import FrozenStages
+from transferctl.reporting import beside, comparison, dataaudit, html, material, page
 from transferctl.reporting.gather import gather
 
 ROOT = Path(__file__).parent.parent
@@ -217,6 +218,99 @@ def test_other_images_in_their_place_are_not_shown_as_the_runs_own(
     assert "not those that the run had" in made.missing["audit"] and "Audit of the data" not in made.html
 
 
+@pytest.fixture
+def moved(work: dict[str, Path], run: Path, tmp_path: Path) -> Path:
+    """Copies of the data, which the run's spec names, to be changed."""
+    for name in ("train", "val", "test", "old"):
+        shutil.copytree(work["folder"] / name, tmp_path / "moved" / name)
+    spec = (run / "spec.yaml").read_text().replace(str(work["folder"]), str(tmp_path / "moved"))
+    (run / "spec.yaml").write_text(spec)
+    return tmp_path / "moved"
+
+
+def test_images_with_other_contents_are_not_shown_as_the_runs_own(moved: Path, run: Path) -> None:
+    image = moved / "val" / "ants" / "0.png"
+    status = image.stat()
+    os.utime(image, (0, 0))  # the same bytes, or others as many: that cannot be told
+    made = page.of(gather(run))
+    assert "were written after the run read them" in made.missing["contents"] and set(made.missing) == {"contents"}
+    assert made.missing["contents"] in made.html and "data:image/jpeg" in made.html
+    Image.new("RGB", (30, 30)).save(image)
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    made = page.of(gather(run))
+    assert set(made.missing) == {"images", "audit"} and "data:image/jpeg" not in made.html
+    assert all("their contents changed" in reason for reason in made.missing.values())
+
+
+def test_data_that_has_grown_is_refused_before_it_is_decoded(
+    moved: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(moved / "train" / "ants" / "0.png", moved / "train" / "ants" / "more.png")
+    monkeypatch.setattr(dataaudit.audit, "look", None)
+    assert page.of(gather(run)).missing == {"audit": "the images of target.train are not those that the run had"}
+
+
+def test_unreadable_images_are_not_looked_for_again_among_many(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"skipped": 1}))
+    assert "images" not in page.of(gather(run)).missing
+    monkeypatch.setattr(material, "MOST_READ_AGAIN", 17)
+    assert "18 of target.val are too many" in page.of(gather(run)).missing["images"]
+
+
+def pictures(text: str) -> set[tuple[str, str]]:
+    return set(re.findall(r'<img src="([^"]*)" alt="([^"]*: labelled [^"]*)"', text))
+
+
+def test_a_picture_is_of_the_image_that_its_row_names(run: Path) -> None:
+    expected = pictures(page.of(gather(run)).html)
+    header, *rows = (run / "predictions.csv").read_text().splitlines(keepends=True)
+    (run / "predictions.csv").write_text("".join([header, *reversed(rows)]))
+    made = page.of(gather(run))
+    assert expected and (pictures(made.html), made.missing) == (expected, {})
+    (run / "predictions.csv").write_text("".join([header, *rows]).replace("bees/0.png", "bees/zero.png"))
+    made = page.of(gather(run))
+    assert made.missing == {"pictures": "not in val: 1 image that predictions.csv names"}
+    assert "zero.png: labelled" not in made.html and made.missing["pictures"] in made.html
+
+
+def test_predictions_that_cannot_be_read_are_said_and_some_images_stand_for_all(
+    run: Path, work: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(material, "MOST_IMAGES", 5)
+    with (run / "predictions.csv").open("a") as file:
+        file.write("val,cut")
+    made = page.of(gather(run))
+    words = "predictions.csv cannot be read: line 38: it has 2 cells, not 5; what is shown instead was predicted anew"
+    assert made.missing == {"predictions": words}
+    assert "of 5 of the 18 validation images (evenly spread) are wrong" in made.html
+    assert made.missing["predictions"] in made.html
+    text = page.of(gather(work["pretrain"])).html  # which keeps no predictions
+    assert "of 5 of the 6 source validation images (evenly spread) are wrong" in text
+
+
+def test_calibration_says_of_which_images_it_is(
+    work: dict[str, Path], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "can be believed, on 6 source validation images:" in page.of(gather(work["pretrain"])).html
+    monkeypatch.setattr(material, "MOST_IMAGES", 5)
+    summary = json.loads((run / "summary.json").read_text())
+    for score in (summary["test"], summary["best"]["val"]):
+        score.pop("reliability", None)
+    (run / "summary.json").write_text(json.dumps(summary))
+    (run / "predictions.csv").unlink()
+    assert "can be believed, on 5 of the 18 validation images (evenly spread):" in page.of(gather(run)).html
+
+
+def test_the_cache_is_read_and_never_filled(
+    work: dict[str, Path], cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert page.of(gather(work["extract"])).missing == {} and not cache_folder.exists()
+    monkeypatch.setenv("TRANSFERCTL_CACHE", str(cache_folder.parent / "shared"))  # where the run has its features
+    monkeypatch.setattr(FrozenStages, "of", None)
+    assert page.of(gather(work["extract"])).missing == {}
+
+
 LIES: dict[str, Any] = {
     "a list": [],
     "nothing": None,
@@ -231,6 +325,10 @@ LIES: dict[str, Any] = {
     "a digit of a thousand": {"verb": "eval", "accuracy": 10**400, "elapsed_s": 10**400},
     "odd comparisons": {"verb": "finetune", "baseline": {"transfer": {"mean": 2}}, "source": {"after": {"accuracy": 1, "n": "x"}},
                         "interpolation": [{"alpha": "x"}, 7], "head_first": [1], "best": {"epoch": [], "val": {"accuracy": 1}}},
+    "half an interval": {"verb": "finetune", "best": {"epoch": 1, "val": {"accuracy": 0.5, "accuracy_low": 0.4}},
+                         "baseline": {"transfer": {"mean": 0.5, "min": 0.4}, "scratch": {"mean": 0.5}}},
+    "half a change": {"verb": "finetune", "status": "finished", "best": {"epoch": 1, "val": {"accuracy": 0.5}},
+                      "source": {"after": {"accuracy": 0.5}, "accuracy_change": -0.1, "accuracy_change_low": -0.2}},
     "another run's folder": {"verb": "eval", "evaluated": "/proc/self", "checkpoint": "../..", "accuracy": 0.5, "data": "/dev/zero"},
 }  # fmt: skip
 
@@ -245,9 +343,13 @@ def test_a_summary_that_lies_is_a_page_without_the_lie(tmp_path: Path, lie: str)
     (tmp_path / "environment.json").write_text('{"data": [], "files": {"target.train": {"samples": {"a": "x"}}}}')
     (tmp_path / "spec.yaml").write_text("a: [1\n")
     (tmp_path / "predictions.csv").write_text("split,path,label,predicted,probability\nval,a,b,c,nan\n")
-    text = page.of(gather(tmp_path)).html
-    assert "nan" not in re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL).lower().replace("finance", "")
-    comparison.of([gather(tmp_path)] * 2)
+    both = comparison.of([gather(tmp_path)] * 2)
+    for text in (page.of(gather(tmp_path)).html, both.html):
+        own = re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL).lower()
+        assert "nan" not in own
+    assert "2 runs" in both.html and "cannot be read: line 2" in both.missing["B less A"]
+    if "half" in lie:
+        assert "50.0" in both.html and "50.0" in text
 
 
 @pytest.mark.parametrize(
@@ -281,7 +383,7 @@ def test_what_others_named_is_text_and_nothing_else(tmp_path: Path, call: Any) -
     (path / "summary.json").write_text(json.dumps(summary))
     with (path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"split": "train", "epoch": 1, f"penalty_{HOSTILE[0]}": 1.0}) + "\n")
-    for text in (page.of(gather(path)).html, comparison.of([gather(path)] * 2)):
+    for text in (page.of(gather(path)).html, comparison.of([gather(path)] * 2).html):
         tags = Tags(text)
         assert "script" not in tags.tags and not [name for name, _ in tags.attributes if name.startswith("on")]
         assert all(value.startswith("data:image/jpeg") for name, value in tags.attributes if name == "src")
@@ -307,7 +409,7 @@ def test_scores_on_other_images_are_said_not_to_compare(work: dict[str, Path], r
     environment = json.loads((run / "environment.json").read_text())
     environment["data"]["target.test"] = "0" * 64
     (run / "environment.json").write_text(json.dumps(environment))
-    assert comparison.not_the_same([gather(run), gather(work["finetune"])]) == ["target.test"]
+    assert beside.not_the_same([gather(run), gather(work["finetune"])]) == ["target.test"]
 
 
 # -- the command --------------------------------------------------------------------------------------
@@ -338,8 +440,9 @@ def test_what_is_no_run_or_cannot_be_written_is_one_error(run: Path, invoke: Any
     (tmp_path / "empty").mkdir()
     code, answer = invoke("report", tmp_path / "empty")
     assert code == 4 and "is no run folder" in answer["error"]
+    assert "`transferctl runs` shows them" in answer["error"]
     code, answer = invoke("report", run, "--out", tmp_path / "no" / "such" / "folder.html")
-    assert code == 5 and "cannot write" in answer["error"]
+    assert code == 5 and "cannot write" in answer["error"] and "with --out" in answer["error"]
 
 
 # -- at the end of a run ------------------------------------------------------------------------------
@@ -403,8 +506,14 @@ def test_the_report_says_of_a_foreign_file_that_it_stays(run: Path, capsys: pyte
     assert (run / "report.html").read_text() == "my notes"
 
 
-def test_runs_inside_a_baseline_have_no_report_of_their_own() -> None:
-    assert '"report": False' in (ROOT / "transferctl" / "baseline.py").read_text()
+@pytest.mark.usefixtures("with_reports")
+def test_runs_inside_a_baseline_have_no_report_of_their_own(
+    tiny: Any, invoke: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "of", lambda run: page.Page("<h1>", {}))
+    code, answer = invoke(*tiny, "--set", "baseline={epochs: 1, repeats: 2}")
+    assert code == 0 and len(list(tiny[-1].glob("*/summary.json"))) > 1
+    assert list(tiny[-1].glob("*/report.html")) == [Path(answer["run"]) / "report.html"]
 
 
 def test_the_templates_are_packaged() -> None:

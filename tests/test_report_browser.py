@@ -51,7 +51,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory, call: Any) -> dict[str, Path
         made[name] = folder / f"{name}.html"
         made[name].write_text(page.of(gather(run)).html, encoding="utf-8")
     made["both"] = folder / "both.html"
-    made["both"].write_text(comparison.of([gather(path) for path in (folder / "runs").iterdir()]), encoding="utf-8")
+    made["both"].write_text(
+        comparison.of([gather(path) for path in (folder / "runs").iterdir()]).html, encoding="utf-8"
+    )
     return made
 
 

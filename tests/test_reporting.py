@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import os
+import re
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +22,11 @@ from torch import nn
 
 from transferctl import plugins
 from transferctl.data import Split
+from transferctl.errors import DataError
 from transferctl.images import ImageFiles
 from transferctl.model import TransferModel
 from transferctl.preprocess import keyed_randomness, normalise
-from transferctl.reporting import attribution, embedding, figures, html, predictions, thumbnails
+from transferctl.reporting import attribution, embedding, figures, gather, html, predictions, quality, thumbnails
 from transferctl.reporting.figures import Line, Point
 from transferctl.reporting.gather import Interval
 from transferctl.reporting.headline import Bar
@@ -173,18 +178,72 @@ def test_the_calibration_error_is_that_of_the_definition() -> None:
         inside = (confidence > low) & (confidence <= high)
         if inside.any():
             expected += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
-    assert found and predictions.expected_error(found.bins) == pytest.approx(expected, abs=1e-12)
+    assert found and quality.expected_error(found.bins) == pytest.approx(expected, abs=1e-12)
+
+
+HEADER = "split,path,label,predicted,probability\n"
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "split,path\nval,x\n", "split,path,label,predicted,probability\nval,x,a\n",
-     "split,path,label,predicted,probability\nval,x,a,b,2\n", "split,path,label,predicted,probability\ntest,x,a,b,1\n",
-     'split,path,label,predicted,probability\nval,"x,a,b,1\n'],
-)  # fmt: skip
-def test_predictions_that_are_none_are_none(tmp_path: Path, text: str) -> None:
+    ("text", "words"),
+    [
+        ("", "line 1: no column split"),
+        ("split,path\nval,x\n", "line 1: no column label"),
+        (HEADER + "val,x,a,a,1\nval,x,a\n", "line 3: it has 3 cells, not 5"),
+        (HEADER + "val,x,a,b,2\n", "line 2: a probability is none"),
+        (HEADER + "val,x,a,b,nan\n", "line 2: a probability is none"),
+        (HEADER + 'val,"x,a,b,1\n', "line 2: "),
+        (HEADER + "".join(f"{i},x,a,a,1\n" for i in range(30)), "more than 20 splits"),
+    ],
+)
+def test_what_is_no_predictions_says_in_which_line(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "predictions.csv").write_text(text)
-    assert predictions.read(tmp_path / "predictions.csv", "val", 3) is None
+    with pytest.raises(
+        DataError, match=re.escape(f"predictions.csv cannot be read: {words}".replace(": more", ": it has more"))
+    ):
+        predictions.outcomes(tmp_path)
+
+
+def test_predictions_of_another_split_are_none_of_this(tmp_path: Path) -> None:
+    assert predictions.read(tmp_path, "val", 3) is None
+    (tmp_path / "predictions.csv").write_text(HEADER + "test,x,a,b,1\n")
+    assert predictions.read(tmp_path, "val", 3) is None
+    found = predictions.read(tmp_path, "test", 3)
+    assert found and (found.n, found.of, found.wrong) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("head", [HEADER, HEADER + '"', ""])
+def test_a_file_without_a_line_end_is_not_read_into_memory(tmp_path: Path, head: str) -> None:
+    for name in ("predictions.csv", "metrics.jsonl"):
+        (tmp_path / name).write_text(head)
+        os.truncate(tmp_path / name, 1 << 30)
+    tracemalloc.start()
+    with pytest.raises(DataError, match="cannot be read"):
+        predictions.read(tmp_path, "val", 3)
+    assert "longer than 50,000 characters" in gather.gather(tmp_path).unshown
+    assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    tracemalloc.stop()
+
+
+# -- metrics.jsonl ------------------------------------------------------------------------------------
+
+
+def test_of_many_epochs_some_are_drawn_and_always_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gather, "MOST_LINES", 10)
+    rows = [{"split": split, "epoch": i} for i in range(1, 1001) for split in ("train", "val", "other")]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows) + '{"split": "val", "ep')
+    record = gather.gather(tmp_path)
+    epochs = [row["epoch"] for row in record.lines("val")]
+    assert (epochs[0], epochs[-1], set(np.diff(epochs[:-1]))) == (1, 1000, {128})
+    assert [row["epoch"] for row in record.lines("train")] == epochs
+    expected = "every 128th line of train is drawn; every 128th line of val is drawn"
+    assert record.unshown == f"metrics.jsonl: {expected}"
+
+
+def test_a_picture_of_many_points_keeps_the_ends() -> None:
+    few = figures.few(range(1, 2002))
+    assert len(few) <= figures.MOST_POINTS + 1 and (few[0], few[-1]) == (1, 2001)
+    assert figures.few([]) == [] and figures.few([1, 2]) == [1, 2]
 
 
 # -- thumbnails and figures ---------------------------------------------------------------------------
@@ -235,3 +294,14 @@ def test_an_axis_holds_all_its_bars() -> None:
     assert 0 <= low < 0.61 and high == 1.0 and html.placed(1.0, (low, high)) == "100.00"
     assert html.scale([Bar("", "", Interval(0.0))]) == (0.0, 0.1)
     assert html.points(-0.023) == "−2.3"
+
+
+def test_metrics_have_four_decimals() -> None:
+    assert [html.decimals(value) for value in (0.061, 0.00294512, 0.88, 1, -1234.5, 1e300)] == [
+        "0.0610", "0.0029", "0.8800", "1.0000", "-1,234.5000", "1e+300",
+    ]  # fmt: skip
+
+
+def test_half_an_interval_is_none() -> None:
+    assert Interval(0.5, 0.4) == Interval(0.5, high=0.6) == Interval(0.5)
+    assert Interval(0.5, 0.4, 0.6).low == 0.4

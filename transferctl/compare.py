@@ -11,8 +11,8 @@ from typing import Any
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, Problem, SpecError
 from transferctl.reporting import beside, checked
-from transferctl.reporting.beside import Pair
-from transferctl.reporting.gather import Interval, Told, gather
+from transferctl.reporting.beside import Paired
+from transferctl.reporting.gather import Interval, RunRecord, gather
 from transferctl.specdifferences import differing
 from transferctl.wording import shown
 
@@ -35,23 +35,30 @@ def run(folders: Sequence[Path], display: Display) -> dict[str, Any]:
     display.table("How well they did", ["", *labels], _scores(runs))
     for name in beside.not_the_same(runs):
         display.warn(f"{name} is not the same samples in all of them: scores on it do not compare")
-    pairs = beside.against_first(runs)
-    _show(pairs, display)
-    told = [{"run": str(one.path), "verb": one.verb, "state": one.state, "scores": _in_json(one)} for one in runs]
-    return {"runs": told, "differences": settings, "against_first": [asdict(pair) for pair in pairs]}
+    compared = beside.against_first(runs)
+    _show(compared, display)
+    told = [
+        {"run": str(one.path), "verb": one.verb, "state": one.state, "domain": one.domain, "scores": _in_json(one)}
+        for one in runs
+    ]
+    pairs, left_out = ([asdict(one) for one in found] for found in (compared.pairs, compared.left_out))
+    return {"runs": told, "differences": settings, "against_first": pairs, "not_paired": left_out}
 
 
-def _scores(runs: Sequence[Told]) -> list[list[str]]:
-    """Of each split that some run was scored on: accuracy with its interval, and what else tells; then what fine-tuning
-    cost the source, and the time."""
+def _scores(runs: Sequence[RunRecord]) -> list[list[str]]:
+    """Of each domain and split that some run was scored on: accuracy with its interval, and what else tells; then what
+    fine-tuning cost the source, and the time."""
     rows = []
-    for split in dict.fromkeys(score.split for one in runs for score in one.scores):
-        scores = [next((score for score in one.scores if score.split == split), None) for one in runs]
-        rows.append([f"{split} accuracy, %", *(_percent(score.accuracy) if score else "" for score in scores)])
+    for domain, split in dict.fromkeys((one.domain, score.split) for one in runs for score in one.scores):
+        scores = [
+            next((score for score in one.scores if (one.domain, score.split) == (domain, split)), None) for one in runs
+        ]
+        where = f"source {split}" if domain == "source" else split
+        rows.append([f"{where} accuracy, %", *(_percent(score.accuracy) if score else "" for score in scores)])
         for key, words in SCALARS.items():
             values = [score.scalars.get(key) if score else None for score in scores]
             if any(value is not None for value in values):
-                rows.append([f"{split} {words}", *("" if value is None else f"{value:.4f}" for value in values)])
+                rows.append([f"{where} {words}", *("" if value is None else f"{value:.4f}" for value in values)])
     changes = [_change(one) for one in runs]
     rows += [["source accuracy, points", *changes]] if any(changes) else []
     times = [checked.number(one.summary.get("elapsed_s")) for one in runs]
@@ -66,18 +73,20 @@ def _percent(value: Interval | None, sign: str = "") -> str:
     return f"{100 * value.value:{sign}.1f} ({100 * value.low:{sign}.1f} to {100 * value.high:{sign}.1f})"
 
 
-def _change(one: Told) -> str:
+def _change(one: RunRecord) -> str:
     source = checked.mapping(one.summary.get("source"))
     value, low, high = (checked.number(source.get(f"accuracy_change{end}")) for end in ("", "_low", "_high"))
     return "" if value is None else _percent(Interval(value, low, high), "+")
 
 
-def _in_json(one: Told) -> dict[str, Any]:
+def _in_json(one: RunRecord) -> dict[str, Any]:
     return {score.split: {"n": score.n, **score.scalars} for score in one.scores}
 
 
-def _show(pairs: Sequence[Pair], display: Display) -> None:
-    if not pairs:
+def _show(compared: Paired, display: Display) -> None:
+    for one in compared.left_out:
+        display.note(str(one))
+    if not compared.pairs:
         display.note("no other was scored on the same samples as A, so chance cannot be told from merit")
         return
     rows = [
@@ -90,7 +99,7 @@ def _show(pairs: Sequence[Pair], display: Display) -> None:
             pair.lost,
             f"{pair.p:.2g}",
         ]
-        for pair in pairs
+        for pair in compared.pairs
     ]
     columns = ["", "split", "n", "accuracy, points (95 % interval)", "it alone right", "A alone right", "McNemar p"]
     display.table("On the same samples", columns, rows)

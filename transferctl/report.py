@@ -34,7 +34,7 @@ def run(paths: Sequence[Path], out: Path | None, display: Display) -> dict[str, 
     text, missing = _made(paths)
     for part, reason in missing.items():
         display.note(f"not in the report: {part}: {reason}")
-    _write(file, text)
+    _write(file, text, "--out")
     display.result(str(file))
     answer: dict[str, Any] = {"report": str(file), "bytes": len(text.encode()), "runs": [str(path) for path in paths]}
     return answer | {"missing": missing}
@@ -65,10 +65,8 @@ def _made(paths: Sequence[Path]) -> tuple[str, dict[str, str]]:
     from transferctl.reporting import comparison, page
     from transferctl.reporting.gather import gather
 
-    told = [gather(path) for path in paths]
-    if len(told) > 1:
-        return comparison.of(told), {}
-    found = page.of(told[0])
+    records = [gather(path) for path in paths]
+    found = comparison.of(records) if len(records) > 1 else page.of(records[0])
     return found.html, dict(found.missing)
 
 
@@ -79,7 +77,7 @@ def _refuse_what_is_no_run(path: Path) -> None:
         raise CheckpointError(f"{path}: cannot be looked for: {error.strerror}; name a run folder") from None
     if not is_run:
         what = "is no run folder (it has neither summary.json nor spec.yaml)" if path.is_dir() else "no such run folder"
-        raise CheckpointError(f"{path}: {what}; `ls runs` shows them")
+        raise CheckpointError(f"{path}: {what}; `transferctl runs` shows them")
 
 
 def _refuse_to_replace(file: Path) -> None:
@@ -98,8 +96,9 @@ def _refuse_to_replace(file: Path) -> None:
         raise SpecError([Problem("", f"{message} file with --out", printable(str(file)))])
 
 
-def _write(file: Path, text: str) -> None:
+def _write(file: Path, text: str, flag: str = "--runs-dir") -> None:
+    """flag: what names another place."""
     try:
         runs.write_atomically(file, text)
     except OSError as error:
-        raise from_os_error(error, file) from None
+        raise from_os_error(error, file, flag) from None

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from transferctl import paired, scratch
-from transferctl.reporting import checked
-from transferctl.reporting.gather import Told
-
-PREDICTIONS = "predictions.csv"
+from transferctl import paired
+from transferctl.errors import DataError
+from transferctl.reporting import checked, predictions
+from transferctl.reporting.gather import RunRecord
+from transferctl.reporting.predictions import Outcomes
 
 
 def label(i: int) -> str:
@@ -24,14 +20,14 @@ def label(i: int) -> str:
     return chr(ord("A") + i % 26) + (str(i // 26 + 1) if i >= 26 else "")
 
 
-def settings_of(run: Told) -> Mapping[str, Any]:
+def settings_of(run: RunRecord) -> Mapping[str, Any]:
     """With every default in its place, so that a setting that one spec leaves out is no difference."""
     if run.spec is None:
         return run.settings
     return run.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def not_the_same(runs: Sequence[Told]) -> list[str]:
+def not_the_same(runs: Sequence[RunRecord]) -> list[str]:
     """Splits that are not the same images in all runs that have them: their scores do not compare."""
     seen = [checked.mapping(run.environment.get("data")) for run in runs]
     names = dict.fromkeys(name for one in seen for name in one if isinstance(name, str) and not name.endswith(".train"))
@@ -55,43 +51,63 @@ class Pair:
     p: float
 
 
-def against_first(runs: Sequence[Told]) -> list[Pair]:
-    """From predictions.csv of each, nothing computed anew; a split that is not the same samples with the same labels in
-    the same order is left out."""
+@dataclass(frozen=True)
+class LeftOut:
+    """A split of a run that is not paired with the first, and why. split: empty for all of them."""
+
+    label: str
+    run: str
+    split: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.label} is not paired with A{f' on {self.split}' if self.split else ''}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Paired:
+    pairs: tuple[Pair, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+def against_first(runs: Sequence[RunRecord]) -> Paired:
+    """From predictions.csv of each, nothing computed anew, split by split: one that is not the same samples with the
+    same labels in the same order is left out."""
     first, *others = runs
-    found = []
+    mine, fault = _outcomes(label(0), first)
+    pairs, left_out = list[Pair](), list[LeftOut]()
     for i, other in enumerate(others, 1):
-        for split, (before, after) in _outcomes(first.path / PREDICTIONS, other.path / PREDICTIONS).items():
-            change = paired.accuracy_difference(before, after, "difference")
-            value, low, high = (change[f"accuracy_difference{end}"] for end in ("", "_low", "_high"))
-            test = paired.mcnemar(before, after)
-            gained, lost, p = int(test["gained"]), int(test["lost"]), float(test["mcnemar_p"])
-            found.append(Pair(label(i), str(other.path), split, len(before), value, low, high, gained, lost, p))
-    return found
+        name, path = label(i), str(other.path)
+        theirs, own_fault = _outcomes(name, other)
+        reason = fault or own_fault
+        if first.domain != other.domain:
+            reason = f"A was scored on the {first.domain}, {name} on the {other.domain}"
+        if reason:
+            left_out.append(LeftOut(name, path, "", reason))
+            continue
+        for split in dict.fromkeys([*mine, *theirs]):
+            before, after, shown = mine.get(split), theirs.get(split), checked.text(split, 40)
+            if before is None or after is None:
+                left_out.append(LeftOut(name, path, shown, f"only {name if before is None else 'A'} predicted it"))
+            elif before.samples != after.samples:
+                left_out.append(LeftOut(name, path, shown, "not the same samples, labels and order"))
+            else:
+                pairs.append(_pair(name, path, shown, before.hits, after.hits))
+    return Paired(tuple(pairs), tuple(left_out))
 
 
-def _outcomes(first: Path, other: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By split, whether each sample's class was predicted by either, bool [n]."""
-    found: dict[str, tuple[scratch.Growing, scratch.Growing]] = {}
-    differ: set[str] = set()
-    with closing(_rows(first)) as rows, closing(_rows(other)) as others:
-        for mine, theirs in zip_longest(rows, others):
-            if mine is None or theirs is None or mine[:3] != theirs[:3]:
-                differ |= {row[0] for row in (mine, theirs) if row}
-                continue
-            columns = found.setdefault(mine[0], (scratch.Growing(bool), scratch.Growing(bool)))
-            for column, row in zip(columns, (mine, theirs), strict=True):
-                column.add(row[2] == row[3])
-    return {split: (a.array(), b.array()) for split, (a, b) in found.items() if split not in differ}
-
-
-def _rows(path: Path) -> Generator[tuple[str, str, str, str]]:
-    """Split, path, label and predicted class; none where there is no such file, up to where it stops being one."""
-    if not path.is_file():  # a pipe would block
-        return
+def _outcomes(name: str, run: RunRecord) -> tuple[Mapping[str, Outcomes], str]:
+    """By split; or why there are none."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file, strict=True):
-                yield row["split"], row["path"], row["label"], row["predicted"]
-    except (OSError, ValueError, KeyError, csv.Error):
-        return
+        found = predictions.outcomes(run.path)
+    except DataError as error:
+        return {}, f"of {name}, {error}"
+    return found, "" if found else f"{name} has no {predictions.FILE}"
+
+
+def _pair(name: str, path: str, split: str, before: np.ndarray, after: np.ndarray) -> Pair:
+    change = paired.accuracy_difference(before, after, "difference")
+    value, low, high = (change[f"accuracy_difference{end}"] for end in ("", "_low", "_high"))
+    test = paired.mcnemar(before, after)
+    gained, lost, p = int(test["gained"]), int(test["lost"]), float(test["mcnemar_p"])
+    return Pair(name, path, split, len(before), value, low, high, gained, lost, p)

@@ -10,8 +10,9 @@ from markupsafe import Markup
 
 from transferctl.reporting import beside, course, figures, headline, html
 from transferctl.reporting.figures import Line
-from transferctl.reporting.gather import Told
+from transferctl.reporting.gather import RunRecord
 from transferctl.reporting.headline import Bar
+from transferctl.reporting.page import Page
 from transferctl.reporting.theme import SERIES
 from transferctl.specdifferences import ABSENT, differing
 
@@ -28,27 +29,36 @@ class ClassBeside:
     f1: tuple[float | None, ...]
 
 
-def of(runs: Sequence[Told]) -> str:
+def of(runs: Sequence[RunRecord]) -> Page:
     specs = [beside.settings_of(run) for run in runs]
-    differences = differing(specs)
+    differences, compared = differing(specs), beside.against_first(runs)
+    missing = {f"{name} curves": run.unshown for name, run in _labelled(runs) if run.unshown}
+    missing |= {f"{one.label} less A {one.split}".rstrip(): one.reason for one in compared.left_out}
     folded = _folded(differences)
     context: dict[str, Any] = {
         "runs": runs,
-        "labels": [beside.label(i) for i in range(len(runs))],
+        "labels": [name for name, _ in _labelled(runs)],
+        "scored_on": [headline.on(run, run.score.split) if run.score else "" for run in runs],
         "colours": [f"var(--c{i % len(SERIES) + 1})" for i in range(len(runs))],
         "differences": differences,
         "shown": {key: values for key, values in differences.items() if _group(key) not in folded},
         "folded": list(folded.items()),
         "unread": [run for run, spec in zip(runs, specs, strict=True) if not spec],
         "scores": _scores(runs),
-        "pairs": beside.against_first(runs),
+        "pairs": compared.pairs,
+        "left_out": [str(one) for one in compared.left_out],
         "not_the_same": beside.not_the_same(runs),
         "figures": _curves(runs),
         "forgetting": [course.forgetting(run) for run in runs],
         "classes": _classes(runs),
+        "classes_on": _headline_on(runs),
         "machines": differing([_machine(run) for run in runs]),
     }
-    return html.rendered("compare.html.j2", context)
+    return Page(html.rendered("compare.html.j2", context), missing)
+
+
+def _labelled(runs: Sequence[RunRecord]) -> list[tuple[str, RunRecord]]:
+    return [(beside.label(i), run) for i, run in enumerate(runs)]
 
 
 def _folded(differences: Mapping[str, list[str]]) -> dict[str, dict[str, list[str]]]:
@@ -68,36 +78,43 @@ def _group(key: str) -> str:
     return key.partition(".")[0]
 
 
-def _scores(runs: Sequence[Told]) -> list[tuple[str, list[Bar]]]:
-    """By split, the runs that were scored on it."""
+def _scores(runs: Sequence[RunRecord]) -> list[tuple[str, list[Bar]]]:
+    """By domain and split, the runs that were scored on it: what the source head has right is another matter."""
+    found: dict[str, list[Bar]] = {}
+    for name, run in _labelled(runs):
+        for score in run.scores:
+            if score.accuracy is not None:
+                bar = Bar(f"{name}: {run.name}", headline.images_of(run, score), score.accuracy)
+                found.setdefault(headline.on(run, score.split), []).append(bar)
+    return list(found.items())
+
+
+def _curves(runs: Sequence[RunRecord]) -> list[Markup]:
     found = []
-    for split in dict.fromkeys(score.split for run in runs for score in run.scores):
-        bars = [
-            Bar(f"{beside.label(i)}: {run.name}", headline.images_of(run, score), score.accuracy)
-            for i, run in enumerate(runs)
-            for score in run.scores
-            if score.split == split and score.accuracy is not None
-        ]
-        found.append((headline.SPLITS.get(split, split), bars))
+    for domain in dict.fromkeys(run.domain for run in runs):
+        for key in ("accuracy", "loss"):
+            lines = [
+                Line(name, line.xs, line.ys, i % len(SERIES))
+                for i, (name, run) in enumerate(_labelled(runs))
+                if run.domain == domain and (line := course.line(run.name, run.lines("val"), key, i)).xs
+            ]
+            title = f"{'source ' if domain == 'source' else ''}validation {key}"
+            if lines:
+                found.append(figures.curves(f"beside-{domain}-{key}", title.capitalize(), lines, unit=title))
     return found
 
 
-def _curves(runs: Sequence[Told]) -> list[Markup]:
-    found = []
-    for key, title in (("accuracy", "validation accuracy"), ("loss", "validation loss")):
-        lines = [
-            Line(beside.label(i), line.xs, line.ys, i % len(SERIES))
-            for i, run in enumerate(runs)
-            if (line := course.line(run.name, run.lines("val"), key, i)).xs
-        ]
-        if lines:
-            found.append(figures.curves(f"beside-{key}", title.capitalize(), lines, unit=title))
-    return found
+def _headline_on(runs: Sequence[RunRecord]) -> str:
+    """What the first run that tells of its classes was scored on."""
+    return next((headline.on(run, run.score.split) for run in runs if run.score and run.score.classes), "")
 
 
-def _classes(runs: Sequence[Told]) -> list[ClassBeside]:
-    """Of the headline scores; the widest spread first. None where all runs have the same."""
-    of_run = [{row.name: row.f1 for row in run.score.classes} if run.score else {} for run in runs]
+def _classes(runs: Sequence[RunRecord]) -> list[ClassBeside]:
+    """Of the headline scores on the same domain and split; the widest spread first. None where all runs have the
+    same."""
+    where = _headline_on(runs)
+    scores = [run.score if run.score and headline.on(run, run.score.split) == where else None for run in runs]
+    of_run = [{row.name: row.f1 for row in score.classes} if score else {} for score in scores]
     names = dict.fromkeys(name for one in of_run for name in one)
     rows = [ClassBeside(name, tuple(one.get(name) for one in of_run)) for name in names]
     rows = [row for row in rows if _spread(row)]
@@ -109,5 +126,5 @@ def _spread(row: ClassBeside) -> float:
     return max(known) - min(known) if known else 0.0
 
 
-def _machine(run: Told) -> dict[str, Any]:
+def _machine(run: RunRecord) -> dict[str, Any]:
     return {key: run.environment[key] for key in OF_THE_MACHINE if key in run.environment}

@@ -11,14 +11,14 @@ from markupsafe import Markup
 
 from transferctl.reporting import checked, figures
 from transferctl.reporting.figures import Line
-from transferctl.reporting.gather import Interval, Told, interval
+from transferctl.reporting.gather import Interval, RunRecord, interval
 from transferctl.reporting.theme import SERIES
 
 LOSSES = {"loss": "objective", "loss_source": "L_S", "loss_target": "L_T"}
 LARGEST = 1e30  # that a picture can hold
 
 
-def curves(run: Told) -> list[Markup]:
+def curves(run: RunRecord) -> list[Markup]:
     train, val, source = (run.lines(split) for split in ("train", "val", "source_val"))
     best = None if run.best_epoch is None else float(run.best_epoch)
     found: list[Markup] = []
@@ -76,7 +76,7 @@ class Forgetting:
     picture: Markup | None
 
 
-def forgetting(run: Told) -> Forgetting | None:
+def forgetting(run: RunRecord) -> Forgetting | None:
     told = run.summary if "after" in run.summary else checked.mapping(run.summary.get("source"))
     after = checked.mapping(told.get("after"))
     accuracy = interval(after, "accuracy")
@@ -95,11 +95,11 @@ def forgetting(run: Told) -> Forgetting | None:
     )
 
 
-def _trade_off(run: Told) -> Markup | None:
+def _trade_off(run: RunRecord) -> Markup | None:
     """Per epoch, where source accuracy was measured beside that of the target."""
     targets = {checked.count(row.get("epoch")): checked.share(row.get("accuracy")) for row in run.lines("val")}
     points, labels = [], []
-    for row in run.lines("source_val")[: figures.MOST_POINTS]:
+    for row in figures.few(run.lines("source_val")):
         epoch, source = checked.count(row.get("epoch")), checked.share(row.get("accuracy"))
         target = targets.get(epoch)
         if epoch is not None and source is not None and target is not None:
@@ -116,7 +116,7 @@ class Interpolated:
     picture: Markup | None
 
 
-def interpolated(run: Told) -> Interpolated | None:
+def interpolated(run: RunRecord) -> Interpolated | None:
     """The weights between start and best, which `eval --interpolate` scored."""
     rows = []
     for row in map(checked.mapping, checked.sequence(run.summary.get("interpolation"))[: figures.MOST_POINTS]):

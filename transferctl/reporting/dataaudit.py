@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transferctl import audit, data, findings, loaders, runs, starting
-from transferctl.audit import Looked
-from transferctl.data import DomainData
-from transferctl.errors import DataError
-from transferctl.reporting import checked
-from transferctl.reporting.gather import Told
-from transferctl.reporting.heard import Heard, Table
+from transferctl import audit, data, findings, loaders, starting
+from transferctl.data import DomainData, Split
+from transferctl.reporting import checked, material
+from transferctl.reporting.gather import RunRecord
 from transferctl.reporting.material import Loaded
+from transferctl.reporting.recording import RecordingDisplay, Table
 from transferctl.spec import Spec
 
 MOST_IMAGES, MOST_BYTES = 1000, 10**8  # that are read again at the end of a run: two seconds of two cores
@@ -31,7 +29,7 @@ class Counts:
     more: int
 
 
-def counts(run: Told) -> list[Counts]:
+def counts(run: RunRecord) -> list[Counts]:
     """As environment.json has them."""
     files = checked.mapping(run.environment.get("files"))
     found = []
@@ -53,47 +51,59 @@ class Audited:
     warnings: tuple[str, ...]
 
 
-def is_small(run: Told) -> bool:
+def audited(run: RunRecord, loaded: Loaded | None) -> Audited | None:
+    """As `check` says it, of the domains that the run saw. None for what is not small, and for an evaluation. Raises
+    DataError where they are not what they were."""
+    spec = run.spec
+    if spec is None or run.verb == "eval" or not _was_small(run):
+        return None
+    domains = _domains(run, spec)
+    left_out = bool(run.summary.get("skipped"))  # unreadable samples, which are known once all are read
+    for name, domain in domains.items():
+        for split in [] if left_out else domain.splits():
+            _refuse_changed(run, name, domain.classes, split, loaded)
+    if not domains or not _is_small(domains):
+        return None
+    recording = RecordingDisplay()
+    looked = {
+        name: [audit.look(split, loaders.workers_for(spec.workers, split), recording) for split in domain.splits()]
+        for name, domain in domains.items()
+    }
+    for name, found in looked.items():
+        for one in found if left_out else ():
+            _refuse_changed(run, name, domains[name].classes, one.split.without(one.broken), loaded)
+    balances = {"target": spec.target.balance, "source": spec.source.balance if spec.source else "none"}
+    findings.say(domains, looked, balances, loaded.model.preprocessing.crop if loaded else None, recording)
+    notes = [note for domain in domains.values() for note in domain.notes]
+    return Audited(tuple(recording.tables), tuple([*notes, *recording.warnings][:200]))
+
+
+def _was_small(run: RunRecord) -> bool:
+    """As the run says, which spares listing what was large."""
     files = [checked.mapping(value) for value in checked.mapping(run.environment.get("files")).values()]
     images = sum(checked.count(n) or 0 for one in files for n in checked.mapping(one.get("samples")).values())
     return images <= MOST_IMAGES and sum(checked.count(one.get("bytes")) or 0 for one in files) <= MOST_BYTES
 
 
-def audited(run: Told, loaded: Loaded | None) -> Audited | None:
-    """As `check` says it, of the domains that the run saw. None for what is not small, and for an evaluation. Raises
-    DataError where they are not what they were."""
-    spec = run.spec
-    if spec is None or run.verb == "eval" or not is_small(run):
-        return None
-    domains = _domains(run, spec)
-    if not domains:
-        return None
-    heard = Heard()
-    looked = {
-        name: [audit.look(split, loaders.workers_for(spec.workers, split), heard) for split in domain.splits()]
-        for name, domain in domains.items()
-    }
-    for name, found in looked.items():
-        for one in found:
-            _refuse_changed(run, name, domains[name].classes, one, loaded)
-    balances = {"target": spec.target.balance, "source": spec.source.balance if spec.source else "none"}
-    findings.say(domains, looked, balances, loaded.model.preprocessing.crop if loaded else None, heard)
-    notes = [note for domain in domains.values() for note in domain.notes]
-    return Audited(tuple(heard.tables), tuple([*notes, *heard.warnings][:200]))
+def _is_small(domains: Mapping[str, DomainData]) -> bool:
+    """What there is now, whatever the run says that there was."""
+    splits = [(domain.classes, split) for domain in domains.values() for split in domain.splits()]
+    if sum(len(split) for _, split in splits) > MOST_IMAGES:
+        return False
+    return sum(int(split.facts(classes)["bytes"]) for classes, split in splits) <= MOST_BYTES
 
 
-def _refuse_changed(run: Told, domain: str, classes: Sequence[str], looked: Looked, loaded: Loaded | None) -> None:
-    """By what the run kept of its names and labels, those of the source as outputs of the pretrained head."""
-    split = looked.split.without(looked.broken) if run.summary.get("skipped") else looked.split
+def _refuse_changed(run: RunRecord, domain: str, classes: Sequence[str], split: Split, loaded: Loaded | None) -> None:
+    """By what the run kept of its names and labels, those of the source as outputs of the pretrained head, and of its
+    files."""
+    name = f"{domain}.{split.name}"
     names = loaded.model.output_names(domain) if loaded and domain == "source" else []
     outputs = starting.outputs_called(classes, names, domain) if names else None
-    if outputs is not None:
-        split = split.relabelled(outputs)
-    if split.fingerprint() != runs.data_fingerprints(run.path).get(f"{domain}.{split.name}"):
-        raise DataError(f"the images of {domain}.{split.name} are not those that the run had")
+    material.refuse_others(run, name, split if outputs is None else split.relabelled(outputs))
+    material.refuse_rewritten(run, name, split, classes)
 
 
-def _domains(run: Told, spec: Spec) -> Mapping[str, DomainData]:
+def _domains(run: RunRecord, spec: Spec) -> Mapping[str, DomainData]:
     seen = {name.partition(".")[0] for name in checked.mapping(run.environment.get("data"))}
     settings: dict[str, Any] = {"target": spec.target, "source": spec.source}
     return {

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from markupsafe import Markup
 
 from transferctl import plots
-from transferctl.reporting.predictions import Bin
+from transferctl.calibration import Bin
 from transferctl.reporting.theme import BAD, GOOD, INK, MUTED, RULE, SERIES, SETTINGS, themed
+
+T = TypeVar("T")
 
 MOST_POINTS = 400  # of a line; more would not be seen
 NAMED_CLASSES = 8  # that have a colour each
@@ -31,19 +33,23 @@ class Line:
     high: Sequence[float] = ()
 
 
+def few(values: Sequence[T]) -> list[T]:
+    """At most MOST_POINTS of them, evenly spread, and the last."""
+    every = -(-len(values) // MOST_POINTS) or 1
+    kept = list(values[::every])
+    return kept if (len(values) - 1) % every == 0 else [*kept, values[-1]]
+
+
 def curves(name: str, title: str, lines: Sequence[Line], *, best: float | None = None, unit: str = "") -> Markup:
     """best: the epoch that was kept, marked."""
     with plots.figure(4.3, 2.8, **SETTINGS) as drawn:
         axes = drawn.add_subplot()
         for line in lines:
-            every = -(-len(line.xs) // MOST_POINTS)
-            xs, ys = line.xs[::every], line.ys[::every]
+            xs, ys = few(line.xs), few(line.ys)
             marker = "o" if len(xs) < 25 else ""
             axes.plot(xs, ys, color=SERIES[line.colour], label=line.label, marker=marker, markersize=3.5)
             if line.low and line.high:
-                axes.fill_between(
-                    xs, line.low[::every], line.high[::every], color=SERIES[line.colour], alpha=0.14, linewidth=0
-                )
+                axes.fill_between(xs, few(line.low), few(line.high), color=SERIES[line.colour], alpha=0.14, linewidth=0)
         if best is not None:
             axes.axvline(best, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
             axes.annotate(

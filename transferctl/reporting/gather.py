@@ -3,29 +3,37 @@ left out, never a crash."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transferctl import jsontext, lock, runs, yamlfile
+from transferctl.calibration import Bin
 from transferctl.errors import SpecError
 from transferctl.reporting import checked
-from transferctl.reporting.predictions import Bin
 from transferctl.spec import Spec
 from transferctl.yamltree import Document
 
-MOST_LINES = 200_000  # of metrics.jsonl
+MOST_LINES = 1000  # of metrics.jsonl that are kept of a split; of more every second is left out, again and again
+LINE = 50_000  # characters that are looked at as one line of it
+CURVES = ("train", "val", "source_val")
 STATES = ("finished", "running", "interrupted", "failed")
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and the ends of its 95 % interval, where they are known."""
+    """A value and the ends of its 95 % interval; both or none, as half an interval says nothing."""
 
     value: float
     low: float | None = None
     high: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.low is None or self.high is None:
+            object.__setattr__(self, "low", None)
+            object.__setattr__(self, "high", None)
 
 
 @dataclass(frozen=True)
@@ -52,9 +60,10 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Told:
+class RunRecord:
     """A run, as its folder tells it. scores: the headline's first; state: finished, running, interrupted, failed,
-    stopped (killed, so that it could not say so) or unknown; settings: of the spec, as plain values."""
+    stopped (killed, so that it could not say so) or unknown; settings: of the spec, as plain values; metrics: lines of
+    metrics.jsonl, by split; unshown: which of them were left out, in words."""
 
     path: Path
     verb: str
@@ -66,7 +75,8 @@ class Told:
     spec_text: str
     spec: Spec | None
     settings: Mapping[str, Any]
-    metrics: tuple[Mapping[str, Any], ...]
+    metrics: Mapping[str, Sequence[Mapping[str, Any]]]
+    unshown: str
     scores: tuple[Score, ...]
 
     @property
@@ -84,12 +94,17 @@ class Told:
         of_source = bool(seen) and all(str(name).startswith("source.") for name in seen)
         return self.verb == "pretrain" or (self.verb == "eval" and of_source)
 
-    def lines(self, split: str) -> list[Mapping[str, Any]]:
+    @property
+    def domain(self) -> str:
+        """Whose classes its scores are about."""
+        return "source" if self.is_of_source else "target"
+
+    def lines(self, split: str) -> Sequence[Mapping[str, Any]]:
         """Those of metrics.jsonl about a split (train, val, source_val)."""
-        return [line for line in self.metrics if line.get("split") == split]
+        return self.metrics.get(split, ())
 
 
-def gather(path: Path) -> Told:
+def gather(path: Path) -> RunRecord:
     """A folder that is no run tells nothing: its state is unknown."""
     summary = _mapping_in(path / "summary.json")
     verb, told = checked.text(summary.get("verb"), 40), summary.get("status")
@@ -97,7 +112,8 @@ def gather(path: Path) -> Told:
     if state == "running" and not lock.is_held(path):
         state = "stopped"
     text = _text_of(path / "spec.yaml")
-    return Told(
+    metrics, unshown = _metrics(path / "metrics.jsonl")
+    return RunRecord(
         path=path,
         verb=verb,
         name=checked.text(summary.get("name"), 120) or path.name,
@@ -108,7 +124,8 @@ def gather(path: Path) -> Told:
         spec_text=text,
         spec=_spec(path / "spec.yaml") if text else None,
         settings=_settings(path / "spec.yaml", text),
-        metrics=tuple(_metrics(path / "metrics.jsonl")),
+        metrics=metrics,
+        unshown=unshown,
         scores=tuple(_scores(verb, summary)),
     )
 
@@ -142,9 +159,7 @@ def interval(metrics: Mapping[str, Any], name: str) -> Interval | None:
     take = checked.share if name == "accuracy" else checked.number
     value = take(metrics.get(name))
     low, high = (take(metrics.get(f"{name}_{end}")) for end in ("low", "high"))
-    if value is None:
-        return None
-    return Interval(value, low, high) if low is not None and high is not None else Interval(value)
+    return None if value is None else Interval(value, low, high)
 
 
 def _scores(verb: str, summary: Mapping[str, Any]) -> list[Score]:
@@ -193,17 +208,60 @@ def _bins(rows: Any) -> tuple[Bin, ...]:
     return tuple(found[:100])
 
 
-def _metrics(path: Path) -> Sequence[Mapping[str, Any]]:
-    """Lines that hold an object; one that is cut (a run was killed, or is still writing it) is left out."""
-    found = []
-    for line in _text_of(path).split("\n")[:MOST_LINES]:
-        try:
-            value = jsontext.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            found.append(value)
-    return found
+def _metrics(path: Path) -> tuple[Mapping[str, Sequence[Mapping[str, Any]]], str]:
+    """Lines that hold an object, by split, and in words what was left out. One that is cut (a run was killed, or is
+    still writing it) is passed over."""
+    found = {split: _Thinned() for split in CURVES}
+    unread = ""
+    try:
+        for number, line in enumerate(_lines(path), 1):
+            if len(line) == LINE:
+                unread = f"line {number} is longer than {LINE:,} characters, so what follows is left out"
+                break
+            row = _object(line)
+            split = row.get("split")
+            if isinstance(split, str) and split in found:
+                found[split].add(row)
+    except OSError as error:
+        unread = f"cannot be read: {error.strerror or error}"
+    thinned = [f"every {one.every:,}th line of {split} is drawn" for split, one in found.items() if one.every > 1]
+    words = "; ".join([*thinned, *([unread] if unread else [])])
+    return {split: one.rows() for split, one in found.items()}, f"metrics.jsonl: {words}" if words else ""
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """However large the file is, a line at a time."""
+    if path.is_file():  # a pipe would block
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            yield from iter(partial(file.readline, LINE), "")
+
+
+def _object(line: str) -> Mapping[str, Any]:
+    try:
+        return checked.mapping(jsontext.loads(line))
+    except ValueError:
+        return {}
+
+
+class _Thinned:
+    """Of however many rows at most MOST_LINES, evenly spread, and the last. every: of how many one is kept."""
+
+    def __init__(self) -> None:
+        self.every, self._n = 1, 0
+        self._kept: list[Mapping[str, Any]] = []
+        self._last: Mapping[str, Any] = {}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        if self._n % self.every == 0:
+            self._kept.append(row)
+        self._last = row
+        self._n += 1
+        if len(self._kept) > MOST_LINES:
+            self._kept, self.every = self._kept[::2], 2 * self.every
+
+    def rows(self) -> Sequence[Mapping[str, Any]]:
+        is_there = not self._kept or self._kept[-1] is self._last
+        return self._kept if is_there else [*self._kept, self._last]
 
 
 def _text_of(path: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transferctl import runs
 from transferctl.reporting import checked
-from transferctl.reporting.gather import Interval, Score, Told, gather, interval
+from transferctl.reporting.gather import Interval, RunRecord, Score, gather, interval
 
 METRICS = {
     "loss": "loss (mean cross-entropy)",
@@ -44,18 +44,23 @@ class Bar:
     points: tuple[float, ...] = ()
 
 
-def on(run: Told, split: str) -> str:
+def on(run: RunRecord, split: str) -> str:
     """A split in words, the source's as such."""
     return ("source " if run.is_of_source else "") + SPLITS.get(split, split)
 
 
-def images_of(run: Told, score: Score) -> str:
+def images_of(run: RunRecord, score: Score) -> str:
     """What was scored: 153 test images."""
     where = on(run, score.split)
     return f"{score.n:,} {where} images" if score.n is not None else f"{where} images"
 
 
-def bars(run: Told) -> list[Bar]:
+def some_images(n: int, of: int, where: str) -> str:
+    """The images that were looked at, where they may be fewer than there are."""
+    return f"{n:,} {where} images" if n == of else f"{n:,} of the {of:,} {where} images (evenly spread)"
+
+
+def bars(run: RunRecord) -> list[Bar]:
     """The run's accuracy beside that of what it started from, as far as both were measured on the same images."""
     score = run.score
     if score is None or score.accuracy is None:
@@ -82,11 +87,11 @@ def _split_of(score: Score) -> str:
     return SPLITS.get(score.split, score.split)
 
 
-def _started_from(run: Told) -> Any:
+def _started_from(run: RunRecord) -> Any:
     return run.spec.from_run if run.spec else None
 
 
-def _same_images(run: Told, other: Told, split: str) -> bool:
+def _same_images(run: RunRecord, other: RunRecord, split: str) -> bool:
     seen = [runs.data_fingerprints(one.path).get(f"target.{split}") for one in (run, other)]
     return seen[0] is not None and seen[0] == seen[1]
 
@@ -102,7 +107,7 @@ class Baseline:
     difference: float
 
 
-def baseline(run: Told) -> Baseline | None:
+def baseline(run: RunRecord) -> Baseline | None:
     told = checked.mapping(run.summary.get("baseline"))
     rows = [checked.mapping(row) for row in checked.sequence(told.get("runs"))]
     found: list[Bar] = []
@@ -123,7 +128,7 @@ def baseline(run: Told) -> Baseline | None:
     return Baseline(tuple(found), scored, checked.count(told.get("train_samples")), len(rows), difference)
 
 
-def other_metrics(run: Told) -> list[tuple[str, list[Interval | None]]]:
+def other_metrics(run: RunRecord) -> list[tuple[str, list[Interval | None]]]:
     """Every other scalar with its interval: a row a metric, a column a score."""
     names = dict.fromkeys(name for score in run.scores for name in (*METRICS, *score.scalars) if name in score.scalars)
     hidden = {f"{name}_{end}" for name in names for end in ("low", "high")} | {"n", "accuracy", "schema_version"}

@@ -32,6 +32,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"percent": percent, "figure": figure, "words": in_words, "lines": printable_lines}
+    environment.filters |= {"decimals": decimals}
     environment.filters |= {"points": points, "scale": scale, "placed": placed}
     environment.globals |= {
         "css": Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),  # noqa: S704 (our own)
@@ -67,6 +68,11 @@ def placed(value: float, ends: tuple[float, float]) -> str:
 def figure(value: float) -> str:
     """Four significant digits; whole numbers whole."""
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.4g}"
+
+
+def decimals(value: float) -> str:
+    """Four places, so that a column of metrics lines up: 0.061 -> 0.0610."""
+    return f"{value:,.4f}" if abs(value) < 1e6 else f"{value:.4g}"
 
 
 def in_words(value: Any, most: int = 400) -> str:

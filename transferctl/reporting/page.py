@@ -11,17 +11,19 @@ from transferctl.errors import TransferctlError, is_out_of_memory
 from transferctl.reporting import (
     course,
     dataaudit,
+    examples,
     headline,
     html,
     material,
     planned,
     predictions,
     quality,
-    shown,
 )
-from transferctl.reporting.gather import Told
-from transferctl.reporting.heard import Heard
-from transferctl.wording import one_line
+from transferctl.reporting.gather import RunRecord
+from transferctl.reporting.material import Loaded
+from transferctl.reporting.predictions import Predicted
+from transferctl.reporting.recording import RecordingDisplay
+from transferctl.wording import counted, one_line
 
 Made = TypeVar("Made")
 
@@ -34,15 +36,16 @@ class Page:
     missing: Mapping[str, str]
 
 
-def of(run: Told) -> Page:
+def of(run: RunRecord) -> Page:
     parts = _Parts()
+    if run.unshown:
+        parts.missing["curves"] = run.unshown
     split_name = run.scores[0].split if run.verb == "eval" and run.scores else "val"
+    predicted = parts.made("predictions", partial(predictions.read, run.path, split_name, examples.EXAMPLES))
     loaded = parts.made("model", partial(material.load, run))
-    split = parts.made("images", partial(material.split_of, run, loaded, Heard())) if loaded else None
-    looked = parts.made("features", partial(material.look, run, loaded, split, Heard())) if loaded and split else None
-    predicted = predictions.read(run.path / "predictions.csv", split_name, shown.EXAMPLES)
-    if predicted is None and loaded and split and looked:
-        predicted = shown.predicted_of(looked, split, loaded.model.classes[loaded.domain])
+    where = headline.on(run, split_name)
+    shown = _of_the_model(run, loaded, predicted, where, parts) if loaded else {}
+    predicted = shown.pop("predicted", predicted)
     context: dict[str, Any] = {
         "run": run,
         "score": run.score,
@@ -55,23 +58,45 @@ def of(run: Told) -> Page:
         "interpolated": course.interpolated(run),
         "classes": quality.classes(run.score),
         "calibration": quality.calibrated(run, predicted, split_name),
-        "mistakes": parts.made("mistakes", partial(shown.mistakes, predicted, split)) if predicted else None,
-        "mistakes_on": headline.on(run, split_name),
+        "mistakes": examples.mistakes(predicted, None, where) if predicted else None,
+        "mistakes_on": where,
+        "explanations": None,
+        "map": None,
         "counts": dataaudit.counts(run),
         "environment": _environment(run),
+        "plan": parts.made("plan", partial(planned.of, run, loaded)),
+        "audit": parts.made("audit", partial(dataaudit.audited, run, loaded)),
     }
-    if loaded and split and predicted:
-        context["explanations"] = parts.made("explanations", partial(shown.explanations, predicted, loaded, split))
-    else:
-        context["explanations"] = None
-    if loaded and split and looked:
-        names = loaded.model.classes[loaded.domain]
-        context["map"] = parts.made("map", partial(shown.features_map, looked, split, names))
-    else:
-        context["map"] = None
-    context["plan"] = parts.made("plan", partial(planned.of, run, loaded))
-    context["audit"] = parts.made("audit", partial(dataaudit.audited, run, loaded))
-    return Page(html.rendered("run.html.j2", context | {"missing": parts.missing}), parts.missing)
+    return Page(html.rendered("run.html.j2", context | shown | {"missing": parts.missing}), parts.missing)
+
+
+def _of_the_model(
+    run: RunRecord, loaded: Loaded, predicted: Predicted | None, where: str, parts: _Parts
+) -> dict[str, Any]:
+    """What takes the model and the images that it was validated on; nothing where they are not what they were."""
+    split = parts.made("images", partial(material.split_of, run, loaded, RecordingDisplay()))
+    if not split:
+        return {}
+    classes = loaded.model.classes[loaded.domain]
+    if since := material.written_since(run, f"{loaded.domain}.{split.name}", split, classes):
+        parts.missing["contents"] = since
+    outputs = parts.made("features", partial(material.outputs_of, loaded, split, RecordingDisplay()))
+    found: dict[str, Any] = {}
+    if predicted:
+        predicted = examples.placed(predicted, split)
+        if lost := examples.lost(predicted):
+            parts.missing["pictures"] = f"not in {split.name}: {counted(lost, 'image')} that predictions.csv names"
+    elif outputs:
+        predicted = examples.predicted_of(outputs, split, classes)
+        if unread := parts.missing.get("predictions"):
+            parts.missing["predictions"] = f"{unread}; what is shown instead was predicted anew"
+    if predicted:
+        found["predicted"] = predicted
+        found["mistakes"] = parts.made("mistakes", partial(examples.mistakes, predicted, split, where))
+        found["explanations"] = parts.made("explanations", partial(examples.explanations, predicted, loaded, split))
+    if outputs:
+        found["map"] = parts.made("map", partial(examples.features_map, outputs, split, classes))
+    return found
 
 
 class _Parts:
@@ -95,7 +120,7 @@ class _Parts:
 ENVIRONMENT = ("command", "seed", "device", "threads", "cores", "processor", "platform", "python", "commit")
 
 
-def _environment(run: Told) -> list[tuple[str, str]]:
+def _environment(run: RunRecord) -> list[tuple[str, str]]:
     """What else the result depends on, in short lines."""
     told = run.environment
     rows = [(key, html.in_words(told[key])) for key in ENVIRONMENT if told.get(key) is not None]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from transferctl import penalising, plan
-from transferctl.reporting.gather import Told
+from transferctl.reporting.gather import RunRecord
 from transferctl.reporting.material import Loaded
 from transferctl.spec import BatchNormSettings, Spec
 
@@ -45,7 +45,7 @@ class Plan:
         return sum(stage.trained for stage in self.stages)
 
 
-def of(run: Told, loaded: Loaded | None) -> Plan | None:
+def of(run: RunRecord, loaded: Loaded | None) -> Plan | None:
     """None for an evaluation, which trains nothing, and for a run whose spec cannot be read. Without a model there are
     no stages."""
     spec = run.spec
@@ -79,18 +79,18 @@ _AS_TRAINED: dict[str, Callable[[Spec], Spec]] = {
 }
 
 
-def _is_solved(run: Told) -> bool:
+def _is_solved(run: RunRecord) -> bool:
     """A head that L-BFGS found: the optimizer's settings had no effect."""
     return run.verb == "extract" and run.spec is not None and run.spec.head.solver == "lbfgs"
 
 
-def _objective(run: Told, spec: Spec) -> str:
+def _objective(run: RunRecord, spec: Spec) -> str:
     if run.verb == "pretrain":
         return "min over θ of L_S"
     return plan.extract(spec) if run.verb == "extract" else plan.in_symbols(spec)
 
 
-def _stages(run: Told, spec: Spec, loaded: Loaded) -> tuple[StageRow, ...]:
+def _stages(run: RunRecord, spec: Spec, loaded: Loaded) -> tuple[StageRow, ...]:
     model = loaded.model.requires_grad_(True)
     if run.verb == "extract" or (run.verb == "finetune" and not penalising.source_head_trains(spec)):
         model.freeze_head("source")

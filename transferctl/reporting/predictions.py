@@ -1,24 +1,84 @@
-"""predictions.csv, read once, row by row: the mistakes a report shows, and how well confidence agrees with accuracy."""
+"""predictions.csv, read row by row: the mistakes a report shows, how well confidence agrees with accuracy, and which
+samples were predicted."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import heapq
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-BINS = 15  # of equal width, as Guo et al. (ICML 2017) have them
+from transferctl import calibration, scratch
+from transferctl.calibration import Bin
+from transferctl.errors import DataError
+from transferctl.wording import one_line
+
+FILE = "predictions.csv"
+COLUMNS = ("split", "path", "label", "predicted", "probability")
+LINE = 100_000  # characters that are looked at as one line; a longer one is none of ours
+MOST_SPLITS = 20
+
+
+class Row(NamedTuple):
+    """probability: of the predicted class."""
+
+    split: str
+    path: str
+    label: str
+    predicted: str
+    probability: float
+
+
+def rows(run: Path) -> Iterator[Row]:
+    """Of a run's predictions.csv, in order; none where it has no such file. Raises DataError with the line where it
+    stops being one."""
+    path, line = run / FILE, 0
+    try:
+        if not path.exists():
+            return
+        if not path.is_file():  # a pipe would block
+            raise ValueError("it is not a regular file")
+        with path.open(encoding="utf-8", newline="") as file:
+            found = csv.reader(iter(partial(file.readline, LINE), ""), strict=True)
+            line = 1
+            header = next(found, [])
+            if missing := [name for name in COLUMNS if name not in header]:
+                raise ValueError(f"no column {missing[0]}")
+            places = [header.index(name) for name in COLUMNS]
+            line = found.line_num + 1
+            for cells in found:
+                yield _row(cells, len(header), places)
+                line = found.line_num + 1
+    except (OSError, ValueError, csv.Error) as error:
+        where = f"line {line}: " if line else ""
+        raise DataError(f"{FILE} cannot be read: {where}{one_line(error, 120)}") from None
+
+
+def _row(cells: list[str], width: int, places: list[int]) -> Row:
+    if len(cells) != width:
+        raise ValueError(f"it has {len(cells)} cells, not {width}")
+    split, path, label, predicted, text = (cells[place] for place in places)
+    probability = float(text)
+    if not 0 <= probability <= 1:
+        raise ValueError("a probability is none")
+    return Row(split, path, label, predicted, probability)
+
+
+# -- of one split: the mistakes -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """position: in its split; probability: of the predicted class."""
+    """position: in its split, None where its image is not known; probability: of the predicted class."""
 
-    position: int
+    position: int | None
     path: str
     label: str
     predicted: str
@@ -30,84 +90,59 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Bin:
-    """Samples whose confidence is in (low, high]: how many, their mean confidence, and the share that is right."""
-
-    low: float
-    high: float
-    n: int
-    confidence: float
-    accuracy: float
-
-
-@dataclass(frozen=True)
 class Predicted:
-    """Of a split: how many there are and are wrong, the worst mistakes (the surest first), the least certain."""
+    """Of a split: how many predictions there are and are wrong, the worst mistakes (the surest first), the least
+    certain; of: samples of the split, which are more where only some were looked at; folder: that all paths share."""
 
     n: int
     wrong: int
     worst: tuple[Prediction, ...]
     uncertain: tuple[Prediction, ...]
     bins: tuple[Bin, ...]
+    of: int
+    folder: str = ""
 
 
-def read(path: Path, split: str, most: int) -> Predicted | None:
-    """None where there is no such file, no row of the split, or a row that is none. most: examples of each kind."""
-    if not path.is_file():  # a pipe would block
-        return None
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return summarised(_rows(file, split), most)
-    except (OSError, ValueError, csv.Error):
-        return None
+def read(run: Path, split: str, most: int) -> Predicted | None:
+    """None where the run kept no predictions of the split. most: examples of each kind. Raises DataError."""
+    return summarised(_of_split(run, split), most)
 
 
-def _rows(file: Iterator[str], split: str) -> Iterator[Prediction]:
-    """Raises ValueError where a column is missing or a probability is none."""
-    rows = csv.reader(file, strict=True)
-    header = next(rows, [])
-    columns = [header.index(name) for name in ("split", "path", "label", "predicted", "probability")]
-    position = 0
-    for row in rows:
-        if len(row) != len(header):
-            raise ValueError("a row is cut")
-        found, name, label, predicted, probability = (row[column] for column in columns)
-        if found != split:
-            continue
-        p = float(probability)
-        if not 0 <= p <= 1:
-            raise ValueError("a probability is none")
-        yield Prediction(position, name, label, predicted, p)
-        position += 1
+def _of_split(run: Path, split: str) -> Iterator[Prediction]:
+    own = (row for row in rows(run) if row.split == split)
+    for position, row in enumerate(own):
+        yield Prediction(position, row.path, row.label, row.predicted, row.probability)
 
 
-def summarised(rows: Iterator[Prediction], most: int) -> Predicted | None:
-    """None without a row. A million rows take no memory."""
+def summarised(rows: Iterator[Prediction], most: int, of: int | None = None) -> Predicted | None:
+    """None without a row. of: samples that these are some of."""
     worst, uncertain = _Least(most, lambda row: -row.probability), _Least(most, lambda row: row.probability)
-    counts, confidences, right = (np.zeros(BINS) for _ in range(3))
-    for row in rows:
+    confidence, right = scratch.Growing(np.float64), scratch.Growing(bool)
+    first = last = None
+    n = hits = 0
+    for n, row in enumerate(rows, 1):
         if not row.is_right:
-            worst.offer(row)
-        uncertain.offer(row)
-        place = min(max(math.ceil(row.probability * BINS) - 1, 0), BINS - 1)
-        counts[place] += 1
-        confidences[place] += row.probability
-        right[place] += row.is_right
-    n = int(counts.sum())
-    if not n:
+            worst.offer(row, n)
+        uncertain.offer(row, n)
+        confidence.add(row.probability)
+        right.add(row.is_right)
+        hits += row.is_right
+        first = row.path if first is None else min(first, row.path)
+        last = row.path if last is None else max(last, row.path)
+    if first is None or last is None:
         return None
-    bins = [
-        Bin(i / BINS, (i + 1) / BINS, int(m), float(confidences[i] / m), float(right[i] / m))
-        for i, m in enumerate(counts)
-        if m
-    ]
-    return Predicted(n, n - int(right.sum()), worst.kept(), uncertain.kept(), tuple(bins))
+    bins = tuple(Bin(**one) for one in calibration.reliability(confidence.array(), right.array()))
+    folder = shared_folder(first, last)
+    return Predicted(n, n - hits, worst.kept(), uncertain.kept(), bins, of or n, folder)
 
 
-def expected_error(bins: Sequence[Bin]) -> float:
-    """ECE: the mean over samples of |accuracy − confidence| of their bins."""
-    n = sum(one.n for one in bins)
-    return sum(one.n * abs(one.accuracy - one.confidence) for one in bins) / n if n else 0.0
+def shared_folder(first: str, last: str) -> str:
+    """Of all names from the first to the last in their order; what follows it is the same where data was moved as a
+    whole, as Split.fingerprint counts names."""
+    try:
+        return os.path.commonpath((first, last))
+    except ValueError:  # some begin at / and some do not
+        return ""
 
 
 class _Least:
@@ -117,8 +152,8 @@ class _Least:
         self._most, self._key = most, key
         self._heap: list[tuple[float, int, Prediction]] = []  # negated, so that the greatest key is on top
 
-    def offer(self, row: Prediction) -> None:
-        entry = (-self._key(row), -row.position, row)
+    def offer(self, row: Prediction, number: int) -> None:
+        entry = (-self._key(row), -number, row)
         if len(self._heap) < self._most:
             heapq.heappush(self._heap, entry)
         elif entry > self._heap[0]:
@@ -126,3 +161,40 @@ class _Least:
 
     def kept(self) -> tuple[Prediction, ...]:
         return tuple(row for _, _, row in sorted(self._heap, reverse=True))
+
+
+# -- of all splits: which samples, and whether they are right -----------------------------------------
+
+
+@dataclass
+class Outcomes:
+    """Of one split: a digest of the samples' paths and labels in their order, and of each whether its class was
+    predicted."""
+
+    _samples: hashlib._Hash = field(default_factory=hashlib.sha256)
+    _hits: scratch.Growing = field(default_factory=lambda: scratch.Growing(bool))
+
+    def add(self, row: Row) -> None:
+        for text in (row.path, row.label):
+            content = text.encode()
+            self._samples.update(len(content).to_bytes(8) + content)
+        self._hits.add(row.label == row.predicted)
+
+    @property
+    def samples(self) -> str:
+        return self._samples.hexdigest()
+
+    @property
+    def hits(self) -> np.ndarray:
+        """bool [n]."""
+        return self._hits.array()
+
+
+def outcomes(run: Path) -> dict[str, Outcomes]:
+    """By split. Raises DataError."""
+    found: dict[str, Outcomes] = {}
+    for row in rows(run):
+        if row.split not in found and len(found) == MOST_SPLITS:
+            raise DataError(f"{FILE} cannot be read: it has more than {MOST_SPLITS} splits")
+        found.setdefault(row.split, Outcomes()).add(row)
+    return found

@@ -9,10 +9,10 @@ import numpy as np
 from markupsafe import Markup
 
 from transferctl import calibration
-from transferctl.reporting import checked, figures, predictions
-from transferctl.reporting.gather import ClassRow, Score, Told
-from transferctl.reporting.headline import SPLITS
-from transferctl.reporting.predictions import Bin, Predicted
+from transferctl.calibration import Bin
+from transferctl.reporting import checked, figures, headline
+from transferctl.reporting.gather import ClassRow, RunRecord, Score
+from transferctl.reporting.predictions import Predicted
 
 SMALL_MATRIX = 12  # classes whose confusion is a table; more are a picture
 MOST_CLASSES = 1000  # rows of the table of classes
@@ -66,9 +66,10 @@ def _pairs(rows: Sequence[ClassRow], counts: np.ndarray) -> Iterator[tuple[str, 
 
 @dataclass(frozen=True)
 class Calibration:
-    """raw, after: pictures before and after temperature scaling; ece, ece_after: expected calibration errors."""
+    """of: which images; raw, after: pictures before and after temperature scaling; ece, ece_after: expected calibration
+    errors."""
 
-    split: str
+    of: str
     raw: Markup
     after: Markup | None
     ece: float
@@ -76,21 +77,22 @@ class Calibration:
     temperature: float | None
 
 
-def calibrated(run: Told, predicted: Predicted | None, split: str) -> Calibration | None:
+def calibrated(run: RunRecord, predicted: Predicted | None, split: str) -> Calibration | None:
     """Of the headline's score; where it has no bins (an older version), of what predictions.csv has of `split`."""
     score = run.score
     raw: Sequence[Bin] = score.reliability.get("raw", ()) if score else ()
     after: Sequence[Bin] = score.reliability.get("calibrated", ()) if score else ()
     if score and raw:
-        split, scalars = score.split, score.scalars
+        of, scalars = headline.images_of(run, score), score.scalars
     elif predicted:
+        of = headline.some_images(predicted.n, predicted.of, headline.on(run, split))
         raw, after, scalars = predicted.bins, (), {}
     else:
         return None
-    ece = scalars.get("ece", predictions.expected_error(raw))
-    later = scalars.get("calibrated_ece", predictions.expected_error(after)) if after else None
+    ece = scalars.get("ece", expected_error(raw))
+    later = scalars.get("calibrated_ece", expected_error(after)) if after else None
     return Calibration(
-        SPLITS.get(split, split),
+        of,
         _diagram("reliability-raw", "as trained", raw, ece),
         None if later is None else _diagram("reliability-after", "at the temperature", after, later),
         ece,
@@ -104,6 +106,12 @@ def _diagram(name: str, title: str, bins: Sequence[Bin], ece: float) -> Markup:
     return figures.reliability(name, f"{title}: ECE {100 * ece:.1f} %", bins, words)
 
 
-def _temperature(run: Told) -> float | None:
+def expected_error(bins: Sequence[Bin]) -> float:
+    """ECE: the mean over samples of |accuracy − confidence| of their bins."""
+    n = sum(one.n for one in bins)
+    return sum(one.n * abs(one.accuracy - one.confidence) for one in bins) / n if n else 0.0
+
+
+def _temperature(run: RunRecord) -> float | None:
     step = checked.count(checked.mapping(run.summary.get("best")).get("step"))
     return None if step is None else calibration.temperature_of(run.path, f"step-{step:06d}")

@@ -18,7 +18,7 @@ class Table:
     rows: tuple[tuple[object, ...], ...]
 
 
-class Heard(Display):
+class RecordingDisplay(Display):
     def __init__(self) -> None:
         super().__init__(as_json=True)
         self.warnings: list[str] = []

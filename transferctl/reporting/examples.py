@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 import numpy as np
@@ -13,9 +13,10 @@ from PIL import Image
 from transferctl.contracts import BadSample
 from transferctl.data import Split
 from transferctl.errors import CheckpointError
-from transferctl.reporting import attribution, checked, embedding, figures, predictions, thumbnails
+from transferctl.evaluation import softmax
+from transferctl.reporting import attribution, checked, embedding, figures, headline, predictions, thumbnails
 from transferctl.reporting.figures import Point
-from transferctl.reporting.material import Loaded, Looked
+from transferctl.reporting.material import Loaded, ModelOutputs
 from transferctl.reporting.predictions import Predicted, Prediction
 
 EXAMPLES = 12  # of each kind
@@ -37,42 +38,74 @@ class Example:
 
 @dataclass(frozen=True)
 class Mistakes:
-    """worst: wrong ones, the surest first; uncertain: the least probable predictions, right or wrong."""
+    """images: those with a prediction, in words. worst: wrong ones, the surest first; uncertain: the least probable
+    predictions, right or wrong."""
 
-    n: int
+    images: str
     wrong: int
     worst: tuple[Example, ...]
     uncertain: tuple[Example, ...]
 
 
-def mistakes(predicted: Predicted, split: Split | None) -> Mistakes:
+def placed(predicted: Predicted, split: Split) -> Predicted:
+    """With the position in the split of each example's image, found by its path: rows may stand in another order than
+    the images do. None for an image that the split does not have."""
+    first, last = min(split.names(), default=""), max(split.names(), default="")
+    folder = predictions.shared_folder(_as_written(first), _as_written(last))
+
+    def after_folder(position: int) -> str:
+        return _as_written(split.sample_name(position)).removeprefix(folder)
+
+    def is_in_place(row: Prediction) -> bool:
+        return row.position is not None and row.position < len(split) and after_folder(row.position) == named(row)
+
+    def named(row: Prediction) -> str:
+        return row.path.removeprefix(predicted.folder)
+
+    examples = (*predicted.worst, *predicted.uncertain)
+    wanted = {named(row) for row in examples if not is_in_place(row)}
+    found: dict[str, int] = {}
+    for position in range(len(split)) if wanted else ():
+        if (name := after_folder(position)) in wanted:
+            found.setdefault(name, position)
+    worst, uncertain = (
+        tuple(row if is_in_place(row) else replace(row, position=found.get(named(row))) for row in rows)
+        for rows in (predicted.worst, predicted.uncertain)
+    )
+    return replace(predicted, worst=worst, uncertain=uncertain)
+
+
+def _as_written(name: str) -> str:
+    """As predictions.csv has it: bytes that are no UTF-8 are escapes there."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def lost(predicted: Predicted) -> int:
+    """How many examples, once `placed`, have no image."""
+    return len({row.path for row in (*predicted.worst, *predicted.uncertain) if row.position is None})
+
+
+def mistakes(predicted: Predicted, split: Split | None, where: str) -> Mistakes:
+    """predicted: `placed`, where there is a split; where: whose images, for the page."""
     worst, uncertain = ([_example(row, split) for row in rows] for rows in (predicted.worst, predicted.uncertain))
-    return Mistakes(predicted.n, predicted.wrong, tuple(worst), tuple(uncertain))
+    images = headline.some_images(predicted.n, predicted.of, where)
+    return Mistakes(images, predicted.wrong, tuple(worst), tuple(uncertain))
 
 
-def predicted_of(looked: Looked, split: Split, classes: Sequence[str]) -> Predicted | None:
+def predicted_of(outputs: ModelOutputs, split: Split, classes: Sequence[str]) -> Predicted | None:
     """Where the run kept no predictions: those of the images that were looked at."""
-    return predictions.summarised(_rows(looked, split, classes), EXAMPLES)
+    return predictions.summarised(_rows(outputs, split, classes), EXAMPLES, of=len(split))
 
 
-def _rows(looked: Looked, split: Split, classes: Sequence[str]) -> Iterator[Prediction]:
-    best, probability = looked.logits.argmax(1), _softmax(looked.logits).max(1)
-    for i, position in enumerate(looked.positions.tolist()):
-        label, found = classes[int(looked.labels[i])], classes[int(best[i])]
+def _rows(outputs: ModelOutputs, split: Split, classes: Sequence[str]) -> Iterator[Prediction]:
+    best, probability = outputs.logits.argmax(1), softmax(outputs.logits).max(1)
+    for i, position in enumerate(outputs.positions.tolist()):
+        label, found = classes[int(outputs.labels[i])], classes[int(best[i])]
         yield Prediction(position, split.sample_name(position), label, found, float(probability[i]))
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    """[n, C], in float64."""
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    exponents = np.exp(shifted)
-    found: np.ndarray = exponents / exponents.sum(1, keepdims=True)
-    return found
-
-
 def _example(row: Prediction, split: Split | None) -> Example:
-    is_there = split is not None and row.position < len(split)
-    picture = thumbnails.of(split, row.position) if split is not None and is_there else None
+    picture = thumbnails.of(split, row.position) if split is not None and row.position is not None else None
     file, path = checked.text(PurePath(row.path).name, 48), checked.text(row.path, 1000)
     label, found = checked.text(row.label, 60), checked.text(row.predicted, 60)
     return Example(picture, file, path, label, found, row.probability, row.is_right)
@@ -101,13 +134,13 @@ class Explanations:
 
 def explanations(predicted: Predicted, loaded: Loaded, split: Split) -> Explanations | None:
     """Of the worst mistakes, or of the least certain where there are none. None where the network has no maps. Raises
-    CheckpointError where the model has other classes than the predictions."""
-    rows = [row for row in (predicted.worst or predicted.uncertain)[:EXPLAINED] if row.position < len(split)]
+    CheckpointError where the model has other classes than the predictions. predicted: `placed`."""
+    rows = [(row, row.position) for row in predicted.worst or predicted.uncertain if row.position is not None]
     places = {name: i for i, name in enumerate(loaded.model.classes[loaded.domain])}
     images, kept = [], []
-    for row in rows:
+    for row, position in rows[:EXPLAINED]:
         try:
-            images.append(attribution.image_of(split, row.position, loaded.model))
+            images.append(attribution.image_of(split, position, loaded.model))
             kept.append(row)
         except BadSample:
             continue
@@ -148,15 +181,15 @@ class FeaturesMap:
     named: bool
 
 
-def features_map(looked: Looked, split: Split, classes: Sequence[str]) -> FeaturesMap | None:
+def features_map(outputs: ModelOutputs, split: Split, classes: Sequence[str]) -> FeaturesMap | None:
     """None for features that are not finite."""
-    if not np.isfinite(looked.features).all():
+    if not np.isfinite(outputs.features).all():
         return None
-    places, best = embedding.in_the_plane(looked.features), looked.logits.argmax(1)
+    places, best = embedding.in_the_plane(outputs.features), outputs.logits.argmax(1)
     shown = [checked.text(name, 40) for name in classes]
     points = []
     for (x, y), label, found, position in zip(
-        places.tolist(), looked.labels.tolist(), best.tolist(), looked.positions.tolist(), strict=True
+        places.tolist(), outputs.labels.tolist(), best.tolist(), outputs.positions.tolist(), strict=True
     ):
         file = checked.text(PurePath(split.sample_name(position)).name, 48)
         verdict = f"{shown[label]}, right" if label == found else f"{shown[label]}, predicted {shown[found]}"
