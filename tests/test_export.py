@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -24,8 +25,9 @@ from scipy.special import softmax
 from torchvision import models
 from typer.testing import CliRunner
 
-from transferctl import checkpoint, images, lock, parity, plugins
+from transferctl import checkpoint, exportfolder, images, lock, parity, plugins
 from transferctl.cli import app
+from transferctl.errors import ResourceError, SpecError
 from transferctl.exportable import Exportable
 from transferctl.model import TransferModel, restore
 from transferctl.preprocess import Preprocessing, evaluation_image, short_side_needed
@@ -382,6 +384,64 @@ def test_what_a_process_left_that_was_killed_while_it_replaced_an_export_is_put_
     assert code == 5
     assert content(tmp_path / "out") == content(exported.folder)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> Path:
+    """A folder with an export in it."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.pth").write_text("earlier")
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "model.pt2/mine.txt"])
+def test_what_is_put_into_an_export_while_it_is_made_anew_is_kept(earlier: Path, name: str) -> None:
+    with (
+        pytest.raises(SpecError, match=r"has what no export writes \((notes.txt|model.pt2)\)"),
+        exportfolder.replacing(earlier, {"model.pth", "model.pt2"}) as aside,
+    ):
+        (aside / "model.pth").write_text("new")
+        (earlier / name).parent.mkdir(exist_ok=True)
+        (earlier / name).write_text("mine")
+    assert ((earlier / name).read_text(), (earlier / "model.pth").read_text()) == ("mine", "earlier")
+    assert [path.name for path in earlier.parent.iterdir()] == ["out"]
+
+
+def test_a_file_that_takes_the_place_of_an_export_while_it_is_made_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="is no folder"), exportfolder.replacing(tmp_path / "out", set()):
+        (tmp_path / "out").write_text("mine")
+    assert (tmp_path / "out").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("failing", ["rename", "fsync", "every rename"])
+def test_a_disk_that_fails_while_an_export_is_replaced_leaves_the_earlier_one(
+    earlier: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """Where nothing can be renamed any more it waits aside, and the next export puts it back."""
+    rename, sync = Path.rename, os.fsync
+
+    def second_fails(path: Path, target: Path) -> Path:
+        if path.name == "new" or (failing == "every rename" and path.name == "old"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    def fails_for_the_parent(descriptor: int) -> None:
+        if os.fstat(descriptor).st_ino == earlier.parent.stat().st_ino:
+            raise OSError(errno.EIO, "Input/output error")
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        if failing == "fsync":
+            patch.setattr(os, "fsync", fails_for_the_parent)
+        else:
+            patch.setattr(Path, "rename", second_fails)
+        with pytest.raises(ResourceError), exportfolder.replacing(earlier, {"model.pth"}) as aside:
+            (aside / "model.pth").write_text("new")
+    if failing == "every rename":
+        with pytest.raises(RuntimeError), exportfolder.replacing(earlier, {"model.pth"}):
+            raise RuntimeError
+    assert content(earlier) == {"model.pth": b"earlier"}
+    assert [path.name for path in earlier.parent.iterdir()] == ["out"]
 
 
 def test_two_exports_to_one_folder_at_once_exit_7(exported: Exported, tmp_path: Path, invoke: Invoke) -> None:

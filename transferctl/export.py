@@ -43,7 +43,7 @@ def run(
     expected = parity.reference(exportable, sample)
     found: dict[str, dict[str, Any]] = {}
     card = dict(exportable.card) | {"formats": {}}
-    with exportfolder.replacing(folder) as aside:
+    with exportfolder.replacing(folder, _names()) as aside:
         for name, exporter in exporters.items():
             display.note(f"{name}: {exporter.FILE} and {exporter.SCRIPT}")
             started = time.monotonic()
