@@ -41,7 +41,7 @@ def _refuse_foreign(folder: Path, names: Collection[str], out: Path) -> None:
         message = (
             f"has what no export writes ({shown(others)}), and would be replaced; choose another folder with --out"
         )
-        raise SpecError([Problem("", message, str(out))])
+        raise SpecError([Problem("", f"{what}; choose another folder with --out", str(out))])
 
 
 @contextmanager
