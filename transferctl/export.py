@@ -14,9 +14,9 @@ from transferctl.checkpoint import Checkpoint
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, Problem, SpecError
 from transferctl.exportable import CARD, INPUT, OUTPUTS, Exportable
-from transferctl.model import TransferModel, restore
+from transferctl.model import TransferModel, chosen_domain, restore
 from transferctl.spec import Spec
-from transferctl.wording import counted, shown
+from transferctl.wording import counted
 
 SCHEMA_VERSION = 1
 FOLDER, PARITY = "export", "parity.json"
@@ -34,7 +34,7 @@ def run(
     folder = exportfolder.refuse_other(out or trained / FOLDER, _names(), is_chosen=out is not None)
     saved = checkpoint.load(trained, which)
     model = restore(saved).eval()
-    exportable = _exportable(model, _domain(model, head, trained), saved, trained, display)
+    exportable = _exportable(model, chosen_domain(model, head, trained), saved, trained, display)
     exporters, left_out = _choose(exportable, formats, display)
     if images is not None:
         sample = parity.images_in(images, model.preprocessing, display)
@@ -67,15 +67,6 @@ def _names() -> set[str]:
     exporters = plugins.modules("exporters")
     files = {name for exporter in exporters for name in (exporter.FILE, f"{exporter.FILE}.data", exporter.SCRIPT)}
     return files | {CARD, PARITY}
-
-
-def _domain(model: TransferModel, head: str | None, trained: Path) -> str:
-    """The target's, if there is one and none is named."""
-    domain = head or ("target" if "target" in model.heads else "source")
-    if domain not in model.heads:
-        has = shown(list(model.heads))
-        raise CheckpointError(f"{trained}: has no {domain} head; it has {has}: leave out --head {domain}")
-    return domain
 
 
 def _exportable(model: TransferModel, domain: str, saved: Checkpoint, trained: Path, display: Display) -> Exportable:

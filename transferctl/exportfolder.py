@@ -38,9 +38,7 @@ def _refuse_foreign(folder: Path, names: Collection[str], out: Path) -> None:
     if folder.is_symlink() or not folder.is_dir():
         raise SpecError([Problem("", "is no folder; name another one with --out DIR", str(out))])
     if others := sorted(entry.name for entry in folder.iterdir() if entry.name not in names or entry.is_dir()):
-        message = (
-            f"has what no export writes ({shown(others)}), and would be replaced; choose another folder with --out"
-        )
+        what = f"has what no export writes ({shown(others)}), and would be replaced"
         raise SpecError([Problem("", f"{what}; choose another folder with --out", str(out))])
 
 
