@@ -111,8 +111,12 @@ def run(
         if inputs.stages and (asked.other is None or inputs.stages.is_whole):  # other data is scored once
             cache = open_cache(spec.cache, display.warn)
             inputs.compute_ahead(scored, f"{domain}.{scored.name}", cache, display, views=None)
-        before = None if start is None else scoring.score(start.place(compute), task, scored, domain, inputs)
-        after = scoring.score(model, task, scored, domain, inputs, predictions, top=top, temperature=temperature)
+        before = None
+        if start is not None:
+            before = scoring.score(start.place(compute), task, scored, domain, inputs, say=display.warn)
+        after = scoring.score(
+            model, task, scored, domain, inputs, predictions, top=top, temperature=temperature, say=display.warn
+        )
         results.write_predictions(folder, model.classes[domain], [(scored, predictions)])
         report = forgetting.report(before, after) if source else {}
         folder.summary |= after[0] | report
@@ -153,7 +157,7 @@ def _score_other(other: Other, scored: Split, domain: str, compute: Compute, dis
     task = pipeline.task_of(other.spec)
     inputs = inputs_as_trained(other.model, task, other.spec, other.run, domain, compute, display)
     temperature = None if domain == "source" else calibration.temperature_of(other.run, other.saved.path.name)
-    return scoring.score(other.model, task, scored, domain, inputs, temperature=temperature)
+    return scoring.score(other.model, task, scored, domain, inputs, temperature=temperature, say=display.warn)
 
 
 @contextmanager

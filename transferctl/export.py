@@ -54,10 +54,11 @@ def run(
             written = {"file": exporter.FILE, "bytes": _bytes(aside, exporter.FILE), "seconds": seconds}
             found[name] = written | parity.compare(exporter.predictor(aside, card), sample, expected)
         runs.write_atomically(aside / CARD, runs.json_text(card))
-        runs.write_atomically(aside / PARITY, runs.json_text(parity.as_json(sample, expected, found)))
-        summary = _summary(trained, folder, card, left_out) | {"parity": parity.as_json(sample, expected, found)}
-        parity.table(sample, found, display)
-        _refuse_different(found, trained, summary)
+        report = parity.as_json(sample, expected, found)
+        runs.write_atomically(aside / PARITY, runs.json_text(report))
+        summary = _summary(trained, folder, card, left_out) | {"parity": report}
+        parity.table(sample, expected, found, display)
+        _refuse_different(report, trained, summary)
     display.result(str(folder))
     return summary
 
@@ -129,12 +130,13 @@ def _summary(trained: Path, folder: Path, card: Mapping[str, Any], left_out: Map
     } | {"left_out": dict(left_out)}  # fmt: skip
 
 
-def _refuse_different(found: Mapping[str, Mapping[str, Any]], trained: Path, summary: Mapping[str, Any]) -> None:
+def _refuse_different(report: Mapping[str, Any], trained: Path, summary: Mapping[str, Any]) -> None:
     lines = [
         f"{trained}: {values['file']} does not compute what the model does: logits differ by up to "
         f"{values['max_logit_difference']:.1e}, probabilities by {values['max_probability_difference']:.1e} (at most "
-        f"{parity.LIMIT:g} is parity); nothing was written. Name other formats with --format"
-        for values in found.values()
+        f"{report['logit_limit']:.2g} and {report['probability_limit']:g} are parity); nothing was written. Name other "
+        f"formats with --format"
+        for values in report["formats"].values()
         if not values["parity"]
     ]
     if lines:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 _SCRIPT = '''"""Class and probability of images: python {name} IMAGE…
 
-Needs {needs}, Pillow and NumPy; not transferctl, which reads 16-bit greys and images more than 16
-times as long as wide its own way, and all others to the same pixels as this."""
+Needs {needs}, Pillow and NumPy; not transferctl, which reads images to the same pixels as this, but
+for those more than 16 times as long as wide: of these a value may come out one of 255 away."""
 
 import json
 import sys
@@ -23,7 +23,13 @@ for path in sys.argv[1:]:
     image = Image.open(path)
     if model["preprocessing"]["decode"] == "reduced":  # a large JPEG at a half, a quarter or an eighth of its size
         image.draft(None, (2 * resize, 2 * resize))
-    image = ImageOps.exif_transpose(image).convert("RGBA")
+    image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":  # greys of 16 bits; floats from 0 to 1
+        grey = np.asarray(image, np.float64) / (1 if image.mode == "F" else 65535)
+        if not (grey.min() >= 0 and grey.max() <= 1):
+            sys.exit(f"{{path}}: has grey values that are out of range")
+        image = Image.fromarray(np.rint(grey * 255).astype(np.uint8))
+    image = image.convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     sides = [int(resize * side / min(image.size)) for side in image.size]
     image = image.resize(sides, Image.Resampling[model["preprocessing"]["interpolation"].upper()])

@@ -114,7 +114,9 @@ def run(
                 row: dict[str, Any] = {"alpha": alpha}
                 for domain, scored in splits.items():
                     record = predictions if domain == "target" and is_one else None
-                    scores[domain] = scoring.score(model, task, scored, domain, inputs, record, in_full=is_one)
+                    scores[domain] = scoring.score(
+                        model, task, scored, domain, inputs, record, in_full=is_one, say=display.warn
+                    )
                     row[domain] = results.headline(scores[domain][0])
                     split_name = scored.name if domain == "target" else f"source_{scored.name}"
                     folder.log_metrics(alpha=alpha, split=split_name, **row[domain])
@@ -131,7 +133,7 @@ def run(
         _keep(folder, model, started, metrics, best, fresh)
         results.show_classes(display, metrics)
         if compared:
-            before = scoring.score(started.place(compute), task, splits["source"], "source", inputs)
+            before = scoring.score(started.place(compute), task, splits["source"], "source", inputs, say=display.warn)
             folder.summary["source"] = report = forgetting.report(before, scores["source"])
             forgetting.show(display, "Source validation", report)
         gates.enforce(conditions, metrics | report, trained, folder)
