@@ -6,7 +6,8 @@ from __future__ import annotations
 _SCRIPT = '''"""Class and probability of images: python {name} IMAGE…
 
 Needs {needs}, Pillow and NumPy; not transferctl, which reads images to the same pixels as this, but
-for those more than 16 times as long as wide: of these a value may come out one of 255 away."""
+for greys of 16 bits and floats, which this refuses, and for images more than 16 times as long as
+wide, of which a value may come out one of 255 away."""
 
 import json
 import sys
@@ -23,13 +24,9 @@ for path in sys.argv[1:]:
     image = Image.open(path)
     if model["preprocessing"]["decode"] == "reduced":  # a large JPEG at a half, a quarter or an eighth of its size
         image.draft(None, (2 * resize, 2 * resize))
-    image = ImageOps.exif_transpose(image)
-    if image.mode[0] in "IF":  # greys of 16 bits; floats from 0 to 1
-        grey = np.asarray(image, np.float64) / (1 if image.mode == "F" else 65535)
-        if not (grey.min() >= 0 and grey.max() <= 1):
-            sys.exit(f"{{path}}: has grey values that are out of range")
-        image = Image.fromarray(np.rint(grey * 255).astype(np.uint8))
-    image = image.convert("RGBA")
+    if image.mode[0] in "IF":
+        sys.exit(f"{{path}}: greys of 16 bits, and floats, are not read here; save it with 8 bits")
+    image = ImageOps.exif_transpose(image).convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     sides = [int(resize * side / min(image.size)) for side in image.size]
     image = image.resize(sides, Image.Resampling[model["preprocessing"]["interpolation"].upper()])
