@@ -7,7 +7,6 @@ import json
 import os
 import re
 import resource
-import runpy
 import shutil
 import subprocess
 import sys
@@ -273,12 +272,13 @@ def test_scripts_predict_as_the_model_without_transferctl(exported: Exported, od
 
 @pytest.mark.parametrize(("name", "kind"), [("deep.png", np.uint16), ("floats.tiff", np.float32)])
 def test_a_script_refuses_greys_that_it_would_cut_off(
-    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: type[np.generic]
+    exported: Exported, tmp_path: Path, name: str, kind: type[np.generic]
 ) -> None:
     Image.fromarray(np.zeros((40, 40), kind)).save(tmp_path / name)
-    monkeypatch.setattr(sys, "argv", ["use_onnx.py", str(tmp_path / name)])
-    with pytest.raises(SystemExit, match=f"{name}: greys of 16 bits, and floats, are not read here"):
-        runpy.run_path(str(exported.folder / "use_onnx.py"), run_name="__main__")
+    command = [sys.executable, "-I", str(exported.folder / "use_onnx.py"), str(tmp_path / name)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = f"{tmp_path / name}: greys of 16 bits, and floats, are not read here; save it with 8 bits\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
 
 
 # -- what is refused ----------------------------------------------------------------------------------
