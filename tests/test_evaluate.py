@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from transferctl import evaluate, gates
+from transferctl import evaluate, gates, scoring
 from transferctl.cli import app
 from transferctl.data import Split
 from transferctl.images import ImageFiles
@@ -69,6 +69,19 @@ def test_a_gate_on_an_unknown_metric_is_refused_before_the_evaluation(
     assert code == 2
     assert "there is no metric 'acuracy' here; did you mean accuracy?" in answer["error"]
     assert not (tmp_path / "evals").exists()
+
+
+def test_memory_that_runs_out_is_said(held_out: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transfer = scoring.Batch.to
+
+    def scarce(batch: Any, device: Any) -> Any:
+        if len(batch.labels) > 2:
+            raise torch.OutOfMemoryError
+        return transfer(batch, device)
+
+    monkeypatch.setattr(scoring.Batch, "to", scarce)
+    result = CliRunner().invoke(app, ["eval", held_out[0], "--runs-dir", str(tmp_path / "runs")])
+    assert result.exit_code == 0 and "warning: out of memory: " in result.stderr
 
 
 def test_the_summary_says_what_was_scored(held_out: Any, spec: Path, tmp_path: Path, invoke: Invoke) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -24,8 +25,9 @@ from scipy.special import softmax
 from torchvision import models
 from typer.testing import CliRunner
 
-from transferctl import checkpoint, images, lock, parity, plugins
+from transferctl import checkpoint, exportfolder, images, lock, parity, plugins
 from transferctl.cli import app
+from transferctl.errors import ResourceError, SpecError
 from transferctl.exportable import Exportable
 from transferctl.model import TransferModel, restore
 from transferctl.preprocess import Preprocessing, evaluation_image, short_side_needed
@@ -52,11 +54,14 @@ optimizer: {lr: 0.05}
 
 
 class Exported(NamedTuple):
-    """run: with a fitted temperature; folder: all formats of it; answer: what --json said."""
+    """run: with a fitted temperature; folder: all formats of it; answer: what --json said; program, converted: the
+    graph as torch.export and torch.onnx have it, to be patched in where making it anew shows nothing."""
 
     run: Path
     folder: Path
     answer: dict[str, Any]
+    program: Any
+    converted: Any
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +82,23 @@ def run(call: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(call: Any, run: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    folder = tmp_path_factory.mktemp("exported") / "model"
-    return Exported(run, folder, call("export", run, "--out", folder))
+    folder, convert, made = tmp_path_factory.mktemp("exported") / "model", torch.onnx.export, list[Any]()
+
+    def kept(program: Any, *arguments: Any, **options: Any) -> Any:
+        made.extend((program, convert(program, *arguments, **options)))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", kept)
+        answer = call("export", run, "--out", folder)
+    return Exported(run, folder, answer, *made)
+
+
+@pytest.fixture
+def made_already(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graphs are those of `exported`."""
+    monkeypatch.setattr(Exportable, "program", exported.program)
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: exported.converted)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -205,16 +225,23 @@ def odd_images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def answers_of(script: Path, paths: list[Path]) -> list[list[str]]:
-    """Its lines, by an interpreter in which transferctl cannot be imported."""
-    code = (
-        "import runpy, sys; sys.modules['transferctl'] = None; sys.argv = sys.argv[1:]; "
-        "runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    command = [sys.executable, "-I", "-X", "utf8", "-c", code, str(script), *map(str, paths)]
+ONE_AFTER_THE_OTHER = """
+import json, runpy, sys
+sys.modules["transferctl"] = None
+scripts, sys.argv[1:] = json.loads(sys.argv[1]), sys.argv[2:]
+for script in scripts:
+    runpy.run_path(script, run_name="__main__")
+    print()
+"""
+
+
+def answers_of(scripts: list[Path], paths: list[Path]) -> list[list[list[str]]]:
+    """The lines of each, by an interpreter in which transferctl cannot be imported."""
+    names = json.dumps([str(script) for script in scripts])
+    command = [sys.executable, "-I", "-X", "utf8", "-c", ONE_AFTER_THE_OTHER, names, *map(str, paths)]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
-    return [line.split("\t") for line in done.stdout.splitlines()]
+    return [[line.split("\t") for line in part.splitlines()] for part in done.stdout.split("\n\n")[:-1]]
 
 
 def expected_answers(run: Path, paths: list[Path], temperature: float) -> list[tuple[str, str, float]]:
@@ -233,19 +260,31 @@ def assert_same(found: list[list[str]], expected: list[tuple[str, str, float]]) 
     assert [float(row[2]) for row in found] == pytest.approx([p for *_, p in expected], abs=6e-5)  # of four digits
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_script_predicts_as_the_model_without_transferctl(
-    exported: Exported, odd_images: list[Path], name: str
+def test_scripts_predict_as_the_model_without_transferctl(exported: Exported, odd_images: list[Path]) -> None:
+    scripts = [exported.folder / f"use_{name}.py" for name in FORMATS]
+    expected = expected_answers(exported.run, odd_images, TEMPERATURE)
+    for found in answers_of(scripts, odd_images):
+        assert_same(found, expected)
+    for script in scripts:
+        code = script.read_text().split('"""')[2]
+        assert "transferctl" not in code and len(re.findall(r"^(?!import|from|\s*$).", code, re.MULTILINE)) <= 24
+
+
+@pytest.mark.parametrize(("name", "kind"), [("deep.png", np.uint16), ("floats.tiff", np.float32)])
+def test_a_script_refuses_greys_that_it_would_cut_off(
+    exported: Exported, tmp_path: Path, name: str, kind: type[np.generic]
 ) -> None:
-    script = exported.folder / f"use_{name}.py"
-    assert_same(answers_of(script, odd_images), expected_answers(exported.run, odd_images, TEMPERATURE))
-    code = script.read_text().split('"""')[2]
-    assert "transferctl" not in code and len(re.findall(r"^(?!import|from|\s*$).", code, re.MULTILINE)) <= 22
+    Image.fromarray(np.zeros((40, 40), kind)).save(tmp_path / name)
+    command = [sys.executable, "-I", str(exported.folder / "use_onnx.py"), str(tmp_path / name)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = f"{tmp_path / name}: greys of 16 bits, and floats, are not read here; save it with 8 bits\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
 
 
 # -- what is refused ----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("made_already")
 def test_a_file_that_computes_otherwise_exits_4_with_the_numbers_and_the_earlier_export_stays(
     exported: Exported, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,6 +304,26 @@ def test_a_file_that_computes_otherwise_exits_4_with_the_numbers_and_the_earlier
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize(("largest", "limit"), [(0.0, 1e-4), (50.0, 1e-4), (500.0, 1e-3)])
+def test_logits_may_differ_by_1e_4_and_large_ones_by_two_millionths_of_the_largest(
+    largest: float, limit: float
+) -> None:
+    sample = parity.Sample(np.zeros((3, 3, 2, 2), np.uint8), "")
+    expected = parity.Reference(np.array([[0, -largest]] * 3), np.array([[0.9, 0.1]] * 3))
+
+    def is_parity(logit: float, probability: float) -> bool:
+        found = [[logit, -largest]], [[0.9 - probability, 0.1 + probability]]
+        shares: bool = parity.compare(lambda p: tuple(np.repeat(x, len(p), 0) for x in found), sample, expected)[
+            "parity"
+        ]
+        return shares
+
+    assert is_parity(0.99 * limit, 0.99e-4)
+    assert not is_parity(1.01 * limit, 0.0)
+    assert not is_parity(0.0, 1.01e-4)
+    assert parity.as_json(sample, expected, {})["logit_limit"] == pytest.approx(limit)
+
+
 def test_numbers_that_are_not_finite_are_no_parity() -> None:
     sample = parity.Sample(np.zeros((3, 3, 2, 2), np.uint8), "")
     expected = parity.Reference(np.zeros((3, 2), np.float32), np.full((3, 2), 0.5))
@@ -275,6 +334,7 @@ def test_numbers_that_are_not_finite_are_no_parity() -> None:
     assert parity.compare(lambda p: (np.zeros((len(p), 2)), np.full((len(p), 2), 0.5)), sample, expected)["parity"]
 
 
+@pytest.mark.usefixtures("made_already")
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_full_disk_exits_5_and_leaves_the_earlier_export(
     exported: Exported, tmp_path: Path, invoke: Invoke, name: str
@@ -382,6 +442,64 @@ def test_what_a_process_left_that_was_killed_while_it_replaced_an_export_is_put_
     assert code == 5
     assert content(tmp_path / "out") == content(exported.folder)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> Path:
+    """A folder with an export in it."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.pth").write_text("earlier")
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "model.pt2/mine.txt"])
+def test_what_is_put_into_an_export_while_it_is_made_anew_is_kept(earlier: Path, name: str) -> None:
+    with (
+        pytest.raises(SpecError, match=r"has what no export writes \((notes.txt|model.pt2)\)"),
+        exportfolder.replacing(earlier, {"model.pth", "model.pt2"}) as aside,
+    ):
+        (aside / "model.pth").write_text("new")
+        (earlier / name).parent.mkdir(exist_ok=True)
+        (earlier / name).write_text("mine")
+    assert ((earlier / name).read_text(), (earlier / "model.pth").read_text()) == ("mine", "earlier")
+    assert [path.name for path in earlier.parent.iterdir()] == ["out"]
+
+
+def test_a_file_that_takes_the_place_of_an_export_while_it_is_made_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="is no folder"), exportfolder.replacing(tmp_path / "out", set()):
+        (tmp_path / "out").write_text("mine")
+    assert (tmp_path / "out").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("failing", ["rename", "fsync", "every rename"])
+def test_a_disk_that_fails_while_an_export_is_replaced_leaves_the_earlier_one(
+    earlier: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """Where nothing can be renamed any more it waits aside, and the next export puts it back."""
+    rename, sync = Path.rename, os.fsync
+
+    def second_fails(path: Path, target: Path) -> Path:
+        if path.name == "new" or (failing == "every rename" and path.name == "old"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    def fails_for_the_parent(descriptor: int) -> None:
+        if os.fstat(descriptor).st_ino == earlier.parent.stat().st_ino:
+            raise OSError(errno.EIO, "Input/output error")
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        if failing == "fsync":
+            patch.setattr(os, "fsync", fails_for_the_parent)
+        else:
+            patch.setattr(Path, "rename", second_fails)
+        with pytest.raises(ResourceError), exportfolder.replacing(earlier, {"model.pth"}) as aside:
+            (aside / "model.pth").write_text("new")
+    if failing == "every rename":
+        with pytest.raises(RuntimeError), exportfolder.replacing(earlier, {"model.pth"}):
+            raise RuntimeError
+    assert content(earlier) == {"model.pth": b"earlier"}
+    assert [path.name for path in earlier.parent.iterdir()] == ["out"]
 
 
 def test_two_exports_to_one_folder_at_once_exit_7(exported: Exported, tmp_path: Path, invoke: Invoke) -> None:
@@ -508,4 +626,4 @@ epochs: 5
         assert values["same_class"] == 32
     paths = sorted((real_data / "ants-bees" / "val").glob("*/*.jpg"))[::10]
     expected = expected_answers(trained, paths, 1.0)
-    assert_same(answers_of(trained / "export" / "use_onnx.py", paths), expected)
+    assert_same(*answers_of([trained / "export" / "use_onnx.py"], paths), expected)

@@ -176,8 +176,8 @@ def test_contradictions_are_spec_errors(settings: list[str], message: str, spec:
 
 def test_scoring_halves_what_does_not_fit_and_scores_the_same() -> None:
     model, said = tiny_model(), list[str]()
-    expected = scoring.measure(model, classification, VAL, model.features_of, CPU)
+    expected = scoring.measure(model, classification, VAL, model.features_of, CPU, "target", pytest.fail)
     scarce = _Scarce(model, 2, _out_of_memory("cpu"))
-    found = scoring.measure(model, classification, VAL, scarce, CPU, say=said.append)
+    found = scoring.measure(model, classification, VAL, scarce, CPU, "target", said.append)
     assert found["confusion"] == expected["confusion"] and found["loss"] == pytest.approx(expected["loss"])
     assert "5 images do not fit at once, and are scored 3 at a time" in said[0]

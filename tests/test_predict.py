@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -18,23 +19,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from transferctl import inputs, predictionfiles, scoring
+from transferctl.checkpoint import WEIGHTS_FILE
 from transferctl.cli import app
 from transferctl.errors import SpecError
 from transferctl.predictionfiles import PredictionFile, Tally, chained
 from transferctl.predictionpaths import Paths
-from transferctl.predictionrows import Prediction, Rows
+from transferctl.predictionrows import PathPrediction, RowFormat
 
 Invoke = Callable[..., tuple[int, dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
 def trained(call: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An extract run with three classes, one of whose names is hard to write."""
+    """An extract run with three classes, one of whose names is hard to write, and without a temperature."""
     folder = tmp_path_factory.mktemp("trained")
     for split, n in (("train", 6), ("val", 4)):
         for label, name in enumerate(('=1+1, "x"', "bees", "ציפור")):
@@ -50,7 +53,9 @@ epochs: 2
 batch_size: 8
 workers: 0
 """)
-    return Path(call("extract", folder / "tiny.yaml", "--runs-dir", folder / "runs")["run"])
+    path = Path(call("extract", folder / "tiny.yaml", "--runs-dir", folder / "runs")["run"])
+    (path / "calibration.json").unlink(missing_ok=True)
+    return path
 
 
 def _image(path: Path, seed: int) -> Path:
@@ -487,10 +492,10 @@ def test_names_survive_a_round_trip_in_csv_and_jsonl(trained: Path, tmp_path: Pa
 
 
 def test_fields_are_read_back_by_the_csv_module_whatever_they_hold() -> None:
-    rows = Rows("csv", ['a,"b"', "=x", "c\r"], top=3, probabilities=True)
+    rows = RowFormat("csv", ['a,"b"', "=x", "c\r"], top=3, probabilities=True)
     each = np.array([0.5, 0.3, 0.2])
     made = rows.header() + rows.of(
-        [Prediction("p", [(2, 0.5), (0, 0.3), (1, 0.2)], each), Prediction("q", error='"\n,')]
+        [PathPrediction("p", [(2, 0.5), (0, 0.3), (1, 0.2)], each), PathPrediction("q", error='"\n,')]
     )
     header, one, other = csv.reader(io.StringIO(made.decode(), newline=""))
     assert header[-4:] == ['probability of a,"b"', "probability of =x", "probability of c\r", "error"]
@@ -511,8 +516,8 @@ def test_fields_are_read_back_by_the_csv_module_whatever_they_hold() -> None:
 
 
 def test_a_table_is_aligned_and_escapes_what_a_terminal_would_obey() -> None:
-    rows = Rows("table", ["ant", "日本", "x" * 50], top=1, probabilities=False)
-    made = rows.header() + rows.of([Prediction(f"\x1b[2J{i}.png", [(i, 0.5)]) for i in range(3)])
+    rows = RowFormat("table", ["ant", "日本", "x" * 50], top=1, probabilities=False)
+    made = rows.header() + rows.of([PathPrediction(f"\x1b[2J{i}.png", [(i, 0.5)]) for i in range(3)])
     header, *lines = made.decode().splitlines()
     assert [line.index("\\x1b[2J") for line in lines] == [
         header.index("path"),
@@ -624,8 +629,20 @@ def test_a_resumed_file_has_the_bytes_of_an_uninterrupted_one_and_decodes_nothin
     assert out.read_bytes() == whole.read_bytes() and not part.exists()
 
 
+def nudge_weights(folder: Path) -> None:
+    """Another model of the same step, whose manifest is true."""
+    state = safetensors.torch.load_file(folder / WEIGHTS_FILE)
+    bias = next(name for name in sorted(state) if name.startswith("heads.target.") and name.endswith("bias"))
+    state[bias] += 1
+    safetensors.torch.save_file(state, folder / WEIGHTS_FILE)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    content = (folder / WEIGHTS_FILE).read_bytes()
+    manifest["files"][WEIGHTS_FILE] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
 @pytest.mark.usefixtures("small_batches")
-@pytest.mark.parametrize("changed", ["--top", "--probabilities", "--checkpoint", "model", "paths"])
+@pytest.mark.parametrize("changed", ["--top", "--probabilities", "--checkpoint", "weights", "paths"])
 def test_a_file_begun_in_another_way_is_not_gone_on_with(
     changed: str, trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -636,7 +653,7 @@ def test_a_file_begun_in_another_way_is_not_gone_on_with(
     said = {"--top": "top: 1 then, 2 now", "paths": "its first 6 rows are not of the first images of PATH"}
     if changed == "paths":
         _image(photos / "a" / "00.png", 3)
-    if changed in ("model", "--checkpoint"):
+    if changed in ("weights", "--checkpoint"):
         trained = shutil.copytree(trained, tmp_path / "copy", symlinks=True)
     if changed == "--checkpoint":
         name = (trained / "checkpoints" / "best").resolve().name
@@ -645,12 +662,51 @@ def test_a_file_begun_in_another_way_is_not_gone_on_with(
         (trained / "checkpoints" / "last").symlink_to("step-000001")
         options = ["--checkpoint", "last"]
         said[changed] = f"checkpoint: {name} then, step-000001 now"
-    if changed == "model":
-        assert run(trained, photos, "--out", tmp_path / "x.csv", "--resume").exit_code == 0  # moved, but the same
-        return
+    if changed == "weights":
+        nudge_weights((trained / "checkpoints" / "best").resolve())
+        said[changed] = "was begun by something else (weights: "
     result = run(trained, photos, "--out", tmp_path / "x.csv", "--resume", *options)
     assert result.exit_code == 4 and said.get(changed, "was begun by something else") in result.stderr
     assert (tmp_path / "x.csv.part").read_bytes() == before
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_a_file_is_gone_on_with_where_the_run_was_moved(
+    trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after(2, KeyboardInterrupt(), monkeypatch)
+    assert run(trained, photos, "--out", tmp_path / "x.csv").exit_code == 130
+    moved = shutil.copytree(trained, tmp_path / "moved", symlinks=True)
+    assert run(moved, photos, "--out", tmp_path / "x.csv", "--resume").exit_code == 0
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_the_way_to_go_on_after_overwrite_is_one_that_is_taken(
+    trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after(1, KeyboardInterrupt(), monkeypatch)
+    stopped = run(trained, photos, "--out", tmp_path / "x.csv", "--overwrite")
+    assert "to go on: the same command with --resume in place of --overwrite" in " ".join(stopped.stderr.split())
+
+
+@pytest.mark.parametrize("is_renamed", [True, False], ids=["finished", "but for its name"])
+def test_a_finished_file_of_other_images_is_no_success(
+    is_renamed: bool, trained: Path, photos: Path, tmp_path: Path
+) -> None:
+    out, part = tmp_path / "x.csv", tmp_path / "x.csv.part"
+    assert run(trained, photos, "--out", out).exit_code == 0
+    before = out.read_bytes()
+    if not is_renamed:  # killed before the last step
+        out.rename(part)
+    other = run(trained, photos / "b", "--out", out, "--resume")
+    assert other.exit_code == 4 and "its first 10 rows are not of the first images of PATH…" in other.stderr
+    _image(photos / "b" / "9.png", 9)
+    more = run(trained, photos, "--out", out, "--resume")
+    said = f"is finished and has 10 rows; PATH… names more, {photos}/b/9.png first: predict those into another FILE"
+    assert more.exit_code == 4 and said in more.stderr
+    assert (out if is_renamed else part).read_bytes() == before
+    (photos / "b" / "9.png").unlink()
+    assert run(trained, photos, "--out", out, "--resume").exit_code == 0 and out.read_bytes() == before
 
 
 def test_a_finished_file_is_kept_unless_it_is_to_be_overwritten(trained: Path, photos: Path, tmp_path: Path) -> None:
@@ -724,7 +780,7 @@ def test_the_digest_of_paths_goes_on_from_that_of_the_first() -> None:
     names = [f"{i}\udcff" for i in range(9)]
     assert chained(chained("", names[:4]), names[4:]) == chained("", names) != chained("", names[1:])
     tally = Tally([0, 0])
-    tally.add([Prediction("a", [(1, 0.5)]), Prediction("b", error="is bad")])
+    tally.add([PathPrediction("a", [(1, 0.5)]), PathPrediction("b", error="is bad")])
     assert (tally.counts, tally.bad, tally.first_bad, tally.paths) == ([0, 1], 1, [["b", "is bad"]], chained("", "ab"))
 
 

@@ -70,7 +70,9 @@ def _from_scratch(spec: Spec, epochs: int, target: DomainData, compute: Compute,
     )  # fmt: skip
     put_back(model, fitted.best_state)
     scored = target.val if target.test is None else target.test
-    return float(scoring.measure(model, task, inputs.scoring_batches(scored), model.features_of, compute)["accuracy"])
+    batches = inputs.scoring_batches(scored)
+    metrics = scoring.measure(model, task, batches, model.features_of, compute, "target", display.warn)
+    return float(metrics["accuracy"])
 
 
 def _compared(rows: Sequence[Mapping[str, Any]], scored: str, n_train: int, display: Display) -> dict[str, Any]:

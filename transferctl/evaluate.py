@@ -37,7 +37,7 @@ from transferctl.evaldata import Asked
 from transferctl.frozen import FrozenStages
 from transferctl.gates import Gate
 from transferctl.inputs import Inputs
-from transferctl.model import TransferModel, restore
+from transferctl.model import TransferModel, chosen_domain, restore
 from transferctl.paired import Scored
 from transferctl.results import Predictions
 from transferctl.runs import Run
@@ -90,7 +90,7 @@ def run(
     model = restore(saved)
     if source:
         evaldata.refuse_source(asked, spec, trained, model)
-    domain = "target" if "target" in model.heads and not source else "source"
+    domain = chosen_domain(model, "source" if source else None, trained)
     start = _start(trained, display) if source else None
     _refuse_all_classes(top, len(model.classes[domain]))
     other = comparison.load(*against) if against else None

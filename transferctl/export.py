@@ -14,9 +14,9 @@ from transferctl.checkpoint import Checkpoint
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, Problem, SpecError
 from transferctl.exportable import CARD, INPUT, OUTPUTS, Exportable
-from transferctl.model import TransferModel, restore
+from transferctl.model import TransferModel, chosen_domain, restore
 from transferctl.spec import Spec
-from transferctl.wording import counted, shown
+from transferctl.wording import counted
 
 SCHEMA_VERSION = 1
 FOLDER, PARITY = "export", "parity.json"
@@ -34,7 +34,7 @@ def run(
     folder = exportfolder.refuse_other(out or trained / FOLDER, _names(), is_chosen=out is not None)
     saved = checkpoint.load(trained, which)
     model = restore(saved).eval()
-    exportable = _exportable(model, _domain(model, head, trained), saved, trained, display)
+    exportable = _exportable(model, chosen_domain(model, head, trained), saved, trained, display)
     exporters, left_out = _choose(exportable, formats, display)
     if images is not None:
         sample = parity.images_in(images, model.preprocessing, display)
@@ -43,7 +43,7 @@ def run(
     expected = parity.reference(exportable, sample)
     found: dict[str, dict[str, Any]] = {}
     card = dict(exportable.card) | {"formats": {}}
-    with exportfolder.replacing(folder) as aside:
+    with exportfolder.replacing(folder, _names()) as aside:
         for name, exporter in exporters.items():
             display.note(f"{name}: {exporter.FILE} and {exporter.SCRIPT}")
             started = time.monotonic()
@@ -54,10 +54,11 @@ def run(
             written = {"file": exporter.FILE, "bytes": _bytes(aside, exporter.FILE), "seconds": seconds}
             found[name] = written | parity.compare(exporter.predictor(aside, card), sample, expected)
         runs.write_atomically(aside / CARD, runs.json_text(card))
-        runs.write_atomically(aside / PARITY, runs.json_text(parity.as_json(sample, expected, found)))
-        summary = _summary(trained, folder, card, left_out) | {"parity": parity.as_json(sample, expected, found)}
-        parity.table(sample, found, display)
-        _refuse_different(found, trained, summary)
+        report = parity.as_json(sample, expected, found)
+        runs.write_atomically(aside / PARITY, runs.json_text(report))
+        summary = _summary(trained, folder, card, left_out) | {"parity": report}
+        parity.table(sample, expected, found, display)
+        _refuse_different(report, trained, summary)
     display.result(str(folder))
     return summary
 
@@ -67,15 +68,6 @@ def _names() -> set[str]:
     exporters = plugins.modules("exporters")
     files = {name for exporter in exporters for name in (exporter.FILE, f"{exporter.FILE}.data", exporter.SCRIPT)}
     return files | {CARD, PARITY}
-
-
-def _domain(model: TransferModel, head: str | None, trained: Path) -> str:
-    """The target's, if there is one and none is named."""
-    domain = head or ("target" if "target" in model.heads else "source")
-    if domain not in model.heads:
-        has = shown(list(model.heads))
-        raise CheckpointError(f"{trained}: has no {domain} head; it has {has}: leave out --head {domain}")
-    return domain
 
 
 def _exportable(model: TransferModel, domain: str, saved: Checkpoint, trained: Path, display: Display) -> Exportable:
@@ -138,12 +130,13 @@ def _summary(trained: Path, folder: Path, card: Mapping[str, Any], left_out: Map
     } | {"left_out": dict(left_out)}  # fmt: skip
 
 
-def _refuse_different(found: Mapping[str, Mapping[str, Any]], trained: Path, summary: Mapping[str, Any]) -> None:
+def _refuse_different(report: Mapping[str, Any], trained: Path, summary: Mapping[str, Any]) -> None:
     lines = [
         f"{trained}: {values['file']} does not compute what the model does: logits differ by up to "
         f"{values['max_logit_difference']:.1e}, probabilities by {values['max_probability_difference']:.1e} (at most "
-        f"{parity.LIMIT:g} is parity); nothing was written. Name other formats with --format"
-        for values in found.values()
+        f"{report['logit_limit']:.2g} and {report['probability_limit']:g} are parity); nothing was written. Name other "
+        f"formats with --format"
+        for values in report["formats"].values()
         if not values["parity"]
     ]
     if lines:

@@ -22,29 +22,32 @@ def refuse_other(out: Path, names: Collection[str], *, is_chosen: bool) -> Path:
         raise CheckpointError(f"{out}: is a link, which is not written through; name a folder with --out DIR")
     try:
         out = out.resolve() if is_chosen else out
-        entries = sorted(entry.name for entry in out.iterdir()) if out.exists() else []
-    except NotADirectoryError:
-        raise SpecError([Problem("", "is no folder; name another one with --out DIR", str(out))]) from None
+        if out.exists():
+            _refuse_foreign(out, names, out)
     except OSError as error:
         raise from_os_error(error, out, "--out") from None
     except RuntimeError:
         raise SpecError([Problem("", "is a link to itself; name another folder with --out DIR", str(out))]) from None
     if out == Path.cwd():
         raise SpecError([Problem("", "is the working folder, which would be replaced; name one in it", f"--out {out}")])
-    if others := [name for name in entries if name not in names]:
-        message = (
-            f"has what no export writes ({shown(others)}), and would be replaced; choose another folder with --out"
-        )
-        raise SpecError([Problem("", message, str(out))])
     return out
 
 
+def _refuse_foreign(folder: Path, names: Collection[str], out: Path) -> None:
+    """Raises SpecError where `folder`, which is or was `out`, is no folder or has what no export writes, OSError."""
+    if folder.is_symlink() or not folder.is_dir():
+        raise SpecError([Problem("", "is no folder; name another one with --out DIR", str(out))])
+    if others := sorted(entry.name for entry in folder.iterdir() if entry.name not in names or entry.is_dir()):
+        what = f"has what no export writes ({shown(others)}), and would be replaced"
+        raise SpecError([Problem("", f"{what}; choose another folder with --out", str(out))])
+
+
 @contextmanager
-def replacing(out: Path) -> Iterator[Path]:
+def replacing(out: Path, names: Collection[str]) -> Iterator[Path]:
     """An empty folder to fill, which takes the place of `out` at the end; after an error nothing has changed.
 
     What a killed process left is put right first. Raises LockedError where another process writes it, ResourceError
-    where the disk refuses."""
+    where the disk refuses, SpecError as `refuse_other` does: others may have put files there in the meantime."""
     aside = out.with_name(f".{out.name}.tmp")
     try:
         aside.mkdir(parents=True, exist_ok=True)
@@ -52,29 +55,50 @@ def replacing(out: Path) -> Iterator[Path]:
             raise CheckpointError(f"{aside}: is a link, which is not written through; remove it")
         try:
             with lock.locked(aside):
-                yield from _replaced(out, aside / "new", aside / "old")
+                yield from _replaced(out, names, aside / "new", aside / "old")
         finally:
-            with suppress(OSError):  # another process has it
+            with suppress(OSError):  # another process has it, or an earlier export that could not be put back
                 aside.rmdir()
     except OSError as error:
         raise from_os_error(error, out, "--out") from None
 
 
-def _replaced(out: Path, new: Path, old: Path) -> Iterator[Path]:
-    if old.is_dir() and not out.exists():
-        old.rename(out)  # killed between the two renames below
+def _replaced(out: Path, names: Collection[str], new: Path, old: Path) -> Iterator[Path]:
+    if os.path.lexists(old):  # killed between the renames of `_swap`, or after them
+        if old.is_dir() and not (old.is_symlink() or os.path.lexists(out)):
+            old.rename(out)
+        else:
+            _refuse_foreign(old, names, old)
+            _clear(old)
     try:
-        _clear(new, old)
+        _clear(new)
         new.mkdir()
         yield new
-        _sync(new)
+        _sync(*new.iterdir(), new)
         with signals.held():
-            if out.exists():
-                out.rename(old)
-            new.rename(out)
+            _swap(out, names, new, old)
+            _clear(old)
     finally:
         with signals.held():
-            _clear(new, old)
+            _clear(new)
+
+
+def _swap(out: Path, names: Collection[str], new: Path, old: Path) -> None:
+    """`new` becomes `out`, which becomes `old`. It is looked at once it is there, where nobody puts anything any more.
+    After an error all is where it was: `old` is never removed before `out` is there."""
+    try:
+        if os.path.lexists(out):
+            out.rename(old)
+            _refuse_foreign(old, names, out)
+        new.rename(out)
+        _sync(out.parent)
+    except BaseException:
+        with suppress(OSError):  # what cannot be put back stays, for the next export to put back
+            if not new.exists():
+                out.rename(new)
+            if os.path.lexists(old):
+                old.rename(out)
+        raise
 
 
 def _clear(*folders: Path) -> None:
@@ -82,8 +106,8 @@ def _clear(*folders: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sync(folder: Path) -> None:
-    for path in (*folder.iterdir(), folder):
+def _sync(*paths: Path) -> None:
+    for path in paths:
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 _SCRIPT = '''"""Class and probability of images: python {name} IMAGE…
 
-Needs {needs}, Pillow and NumPy; not transferctl, which reads 16-bit greys and images more than 16
-times as long as wide its own way, and all others to the same pixels as this."""
+Needs {needs}, Pillow and NumPy; not transferctl, which reads images to the same pixels as this, but
+for greys of 16 bits and floats, which this refuses, and for images more than 16 times as long as
+wide, of which a value may come out one of 255 away."""
 
 import json
 import sys
@@ -23,6 +24,8 @@ for path in sys.argv[1:]:
     image = Image.open(path)
     if model["preprocessing"]["decode"] == "reduced":  # a large JPEG at a half, a quarter or an eighth of its size
         image.draft(None, (2 * resize, 2 * resize))
+    if image.mode[0] in "IF":
+        sys.exit(f"{{path}}: greys of 16 bits, and floats, are not read here; save it with 8 bits")
     image = ImageOps.exif_transpose(image).convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     sides = [int(resize * side / min(image.size)) for side in image.size]

@@ -104,7 +104,8 @@ def solve(
     found = probe.fit(samples, alpha)
     _say(found, domain, display)
     _put(found, model.heads[domain])
-    metrics = scoring.measure(model, task, features.evaluation_batches(val), model.features_of, compute, domain)
+    batches = features.evaluation_batches(val)
+    metrics = scoring.measure(model, task, batches, model.features_of, compute, domain, display.warn)
     last: dict[str, Any] = {"epoch": found.iterations, "step": found.iterations, "val": results.headline(metrics)}
     numbers = {"loss": found.loss, "objective": found.objective, "gradient": found.gradient}
     if run:

@@ -16,6 +16,7 @@ from transferctl.contracts import BadSample
 from transferctl.data import DomainData, Split
 from transferctl.display import Display
 from transferctl.errors import DataError
+from transferctl.listing import is_image_name
 from transferctl.settings import DataSettings
 from transferctl.spec import TargetSettings
 from transferctl.wording import SomeNames, counted, shown
@@ -100,7 +101,7 @@ def _laid_out(folder: Path) -> tuple[dict[str, Path], str]:
         more = f"; not used: {shown(unused)}" if unused else ""
         return splits, f"splits in folders ({', '.join(path.name for path in splits.values())}){more}"
     if not names:
-        n = sum(path.suffix.lower() in images.EXTENSIONS for path in folder.iterdir())
+        n = sum(is_image_name(path.name) for path in folder.iterdir())
         what = f"nothing says of what class the {counted(n, 'image')} in it are" if n else "holds no images"
         raise DataError(f"{folder}: {what}; {HOW.format(folder)}")
     return {"train": folder}, "a folder for each class"

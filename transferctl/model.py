@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -282,6 +283,16 @@ def restore(checkpoint: Checkpoint, preprocessing: Preprocessing | None = None) 
             model.add_new_head(domain, made_of["classes"], **sizes, seed=0)
         load_whole(model.heads[domain], state, head_label)
     return model
+
+
+def chosen_domain(model: TransferModel, asked: str | None, trained: Path) -> str:
+    """Whose head is used: what is asked for, else the target's, where there is one. Raises CheckpointError where the
+    run's model has no such head."""
+    domain = asked or ("target" if "target" in model.heads else "source")
+    if domain not in model.heads:
+        has = " and ".join(model.heads)
+        raise CheckpointError(f"{trained}: has no {domain} head; it has {has}: leave out --head {domain}")
+    return domain
 
 
 def _part(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:

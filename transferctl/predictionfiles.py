@@ -26,7 +26,7 @@ from typing import Any
 
 from transferctl import jsontext, runs, signals
 from transferctl.errors import CheckpointError, LockedError, Problem, ResourceError, SpecError
-from transferctl.predictionrows import Prediction
+from transferctl.predictionrows import PathPrediction
 from transferctl.wording import printable, shown
 
 SCHEMA_VERSION = 1
@@ -45,7 +45,7 @@ class Tally:
     first_bad: list[list[str]] = field(default_factory=list)
     paths: str = ""
 
-    def add(self, predictions: Sequence[Prediction]) -> None:
+    def add(self, predictions: Sequence[PathPrediction]) -> None:
         self.rows += len(predictions)
         self.paths = chained(self.paths, (one.path for one in predictions))
         for one in predictions:
@@ -78,7 +78,7 @@ class PredictionFile:
     """FILE, what is there of it. Raises SpecError (exit 2) where it cannot become what is asked for."""
 
     def __init__(self, path: Path, *, resume: bool, overwrite: bool):
-        self.path, self._overwrite = path, overwrite
+        self.path, self.overwrite = path, overwrite
         self.safe_rows = 0  # that a resume would find
         try:
             self._refuse_odd()
@@ -108,7 +108,7 @@ class PredictionFile:
         another way, or is not what its progress says."""
         anew = Begun(made_by, is_finished=False, size=0, tally=Tally([0] * classes))
         rows = self.part if os.path.lexists(self.part) else self.path
-        if self._overwrite or not os.path.lexists(rows):
+        if self.overwrite or not os.path.lexists(rows):
             return anew
         try:
             if not stat.S_ISREG(rows.lstat().st_mode):
@@ -198,7 +198,7 @@ class Growing:
         if not self.tally.rows:
             self._write(header)
 
-    def add(self, rows: bytes, predictions: Sequence[Prediction]) -> None:
+    def add(self, rows: bytes, predictions: Sequence[PathPrediction]) -> None:
         """A batch, whole, whatever signal comes. Raises ResourceError."""
         with signals.held(), self._target._refused():
             self._write(rows)

@@ -12,12 +12,12 @@ from torch import Tensor
 from transferctl import images, loaders
 from transferctl.contracts import BadSample, Batch, Task
 from transferctl.loaders import Unreadable
-from transferctl.predictionpaths import Found
+from transferctl.predictionpaths import ListedPath
 from transferctl.preprocess import Preprocessing, evaluation_image, short_side_needed
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedPaths:
     """Consecutive paths. bad: by position, those that cannot be read; batch: the others, in order, their labels all 0;
     None where there are none."""
 
@@ -25,19 +25,19 @@ class Loaded:
     bad: dict[int, Unreadable]
     batch: Batch | None
 
-    def pin_memory(self) -> Loaded:
+    def pin_memory(self) -> LoadedPaths:
         """What a DataLoader calls."""
         return replace(self, batch=self.batch and self.batch.pin_memory())
 
 
 def batches(
-    paths: Iterable[Found], task: Task, preprocessing: Preprocessing, *, batch_size: int, workers: int
-) -> Generator[Loaded]:
+    paths: Iterable[ListedPath], task: Task, preprocessing: Preprocessing, *, batch_size: int, workers: int
+) -> Generator[LoadedPaths]:
     """`batch_size` paths at a time, in order, as evaluation sees them. Paths are taken as they are needed."""
     return loaders.in_order(_Images(preprocessing), _parts(iter(paths), batch_size), workers, _Together(task))
 
 
-def _parts(paths: Iterator[Found], size: int) -> Iterator[list[Found]]:
+def _parts(paths: Iterator[ListedPath], size: int) -> Iterator[list[ListedPath]]:
     while part := list(islice(paths, size)):
         yield part
 
@@ -53,7 +53,7 @@ class _Images:
 
     preprocessing: Preprocessing
 
-    def __getitem__(self, found: Found) -> _Row:
+    def __getitem__(self, found: ListedPath) -> _Row:
         if isinstance(found, Unreadable):
             return _Row(found.name, found)
         if "\0" in found:
@@ -72,8 +72,8 @@ class _Together:
     def __init__(self, task: Task):
         self._collate = task.collate  # a function can be sent where workers do not fork, a module cannot
 
-    def __call__(self, rows: list[_Row]) -> Loaded:
+    def __call__(self, rows: list[_Row]) -> LoadedPaths:
         bad = {i: row.image for i, row in enumerate(rows) if isinstance(row.image, Unreadable)}
         good = [row.image for row in rows if not isinstance(row.image, Unreadable)]
         batch = self._collate(good, [0] * len(good), 0, ()) if good else None
-        return Loaded([row.path for row in rows], bad, batch)
+        return LoadedPaths([row.path for row in rows], bad, batch)

@@ -24,7 +24,7 @@ STDIN = "-"
 LINE = 1 << 16  # bytes of a list's line; no system's paths are so long
 ANY_DEPTH = "**"
 
-Found = str | Unreadable  # a path, or what is there and cannot be listed
+ListedPath = str | Unreadable  # a path, or what is there and cannot be listed
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Paths:
     ignored: SomeNames = field(default_factory=SomeNames)
     empty: list[str] = field(default_factory=list)
 
-    def __iter__(self) -> Iterator[Found]:
+    def __iter__(self) -> Iterator[ListedPath]:
         """In the order of the arguments, what is in folders by name; one that is named twice comes twice. Raises
         DataError where stdin has no list of paths."""
         for argument in self.arguments:
@@ -63,7 +63,7 @@ class Paths:
         if self.ignored.count:
             yield f"{counted(self.ignored.count, 'file')} not used, being no images by name: {self.ignored}"
 
-    def _of(self, argument: str) -> Iterator[Found]:
+    def _of(self, argument: str) -> Iterator[ListedPath]:
         if argument == STDIN:
             return _listed(self.null)
         if os.path.isdir(argument):
@@ -76,7 +76,7 @@ class Paths:
         # A folder that a pattern names is a folder; one that ** has passed through is looked into anyway.
         return self._below(base, parts if ANY_DEPTH in parts else [*parts, ANY_DEPTH])
 
-    def _below(self, base: str, parts: Sequence[str]) -> Iterator[Found]:
+    def _below(self, base: str, parts: Sequence[str]) -> Iterator[ListedPath]:
         """Images below a folder ("": the working folder) whose relative path the parts match, each once, in the order
         of names. Links are followed, but not to a folder around them."""
         matchers = [None if part == ANY_DEPTH else re.compile(translate(part)) for part in parts]

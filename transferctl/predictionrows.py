@@ -20,7 +20,7 @@ WIDEST = 30  # columns of a class in a table
 
 
 @dataclass(frozen=True)
-class Prediction:
+class PathPrediction:
     """ranked: the likeliest classes, positions in the head's output, with their probabilities, the likeliest first;
     all: [C], the probability of each class, where it was asked for. error: why there is none of that."""
 
@@ -31,7 +31,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowFormat:
     """How predictions are written. format: csv, jsonl or table; classes: names in output order; top: how many of them
     stand in each row; probabilities: whether those of all classes do."""
 
@@ -49,19 +49,19 @@ class Rows:
         each = [f"probability of {name}" for name in self.classes] if self.probabilities else []
         return _csv([_utf8(word) for word in ["path", "predicted", "probability", *ranks, *each, "error"]])
 
-    def of(self, predictions: Sequence[Prediction]) -> bytes:
+    def of(self, predictions: Sequence[PathPrediction]) -> bytes:
         """Whole lines, in order."""
-        row: dict[str, Callable[[Prediction], bytes]] = {"csv": self._csv, "jsonl": self._json, "table": self._line}
+        row: dict[str, Callable[[PathPrediction], bytes]] = {"csv": self._csv, "jsonl": self._json, "table": self._line}
         return b"".join(map(row[self.format], predictions))
 
-    def _csv(self, one: Prediction) -> bytes:
+    def _csv(self, one: PathPrediction) -> bytes:
         ranked = [word for label, p in one.ranked for word in (self.classes[label], f"{p:.6f}")]
         each = [] if one.all is None else [f"{p:.6f}" for p in one.all.tolist()]
         empty = 2 * self.top + (len(self.classes) if self.probabilities else 0) if one.error else 0
         words = [*ranked, *each, *[""] * empty, one.error]
         return _csv([os.fsencode(one.path), *map(_utf8, words)])
 
-    def _json(self, one: Prediction) -> bytes:
+    def _json(self, one: PathPrediction) -> bytes:
         path = os.fsencode(one.path).decode("utf-8", "surrogateescape")
         if one.error:
             return _json({"path": path, "error": one.error})
@@ -72,7 +72,7 @@ class Rows:
             values["probabilities"] = dict(zip(self.classes, shares, strict=True))
         return _json(values)
 
-    def _line(self, one: Prediction) -> bytes:
+    def _line(self, one: PathPrediction) -> bytes:
         words = [word for label, p in one.ranked for word in (self.classes[label], f"{p:.4f}")]
         if one.error:
             return self._columns(["-", "-"] * self.top, f"{one.path} {one.error}")

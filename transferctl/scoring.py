@@ -33,13 +33,12 @@ def measure(
     batches: Iterable[Batch],
     forward: Forward,
     compute: Compute,
-    domain: str = "target",
-    record: Record | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    domain: str,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Metrics of a head over labelled batches, as the task's meter has them. The rest is as `pass_over` has it."""
     meter = task.meter(model.classes[domain])
-    pass_over(model, batches, forward, compute, domain, [meter.update, *([record] if record else [])], say)
+    pass_over(model, batches, forward, compute, domain, [meter.update], say)
     return meter.compute()
 
 
@@ -50,7 +49,7 @@ def pass_over(
     compute: Compute,
     domain: str,
     record: Sequence[Record],
-    say: Callable[[str], None] = lambda text: None,
+    say: Callable[[str], None],
 ) -> None:
     """A head over labelled batches; no gradients, eval mode. Each of `record` receives each batch's logits (fp32) and
     labels, on the CPU. A batch that does not fit into memory is computed in halves, which `say` is told."""

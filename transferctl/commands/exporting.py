@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from transferctl import plugins
-from transferctl.commands.options import CHECKPOINTS, DebugOption, JsonOption, OutOption, RunArgument
+from transferctl.commands.options import CHECKPOINTS, HEADS, DebugOption, JsonOption, OutOption, RunArgument
 from transferctl.commands.running import one_of, run_verb
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from transferctl.yamlfile import SpecFile
 
 app = typer.Typer()
-HEADS = ["target", "source"]
 FORMATS = plugins.names("exporters")
 
 

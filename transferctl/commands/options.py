@@ -45,3 +45,4 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 RUNS = Path("runs")
 SPLITS = ["train", "val", "test"]
 CHECKPOINTS = ["best", "last"]
+HEADS = ["target", "source"]

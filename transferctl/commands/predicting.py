@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from transferctl.commands.options import CHECKPOINTS, DebugOption, JsonOption, RunArgument, SetOption
+from transferctl.commands.options import CHECKPOINTS, HEADS, DebugOption, JsonOption, RunArgument, SetOption
 from transferctl.commands.running import one_of, run_verb, usage
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 FORMATS = ["csv", "jsonl", "table"]
-HEADS = ["target", "source"]
 
 
 @app.command(epilog="Example: transferctl predict runs/20261124-015703-extract-ants-bees photos --out photos.csv")
@@ -45,7 +44,7 @@ def predict(
 
         target = None if out is None else PredictionFile(Path(out), resume=resume, overwrite=overwrite)
         asked = predict.Asked(
-            target, _format(out, format_), top=top, probabilities=probabilities, which=checkpoint, head=head or "",
+            target, _format(out, format_), top=top, probabilities=probabilities, which=checkpoint, head=head,
             skip_bad=skip_bad,
         )  # fmt: skip
         return predict.run(file.spec, run, Paths(paths, null), display, asked)
