@@ -23,7 +23,7 @@ from transferctl.cli import app
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, SpecError, Terminated
 from transferctl.resuming import Resumed
-from transferctl.tracking import Told
+from transferctl.tracking import Trackers
 
 Invoke = Callable[..., tuple[int, dict[str, Any]]]
 PACKAGE = Path(tracking.__file__).parent.parent
@@ -60,11 +60,11 @@ def fake_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
     return write
 
 
-def told(**settings: dict[str, Any]) -> Told:
-    return Told(settings, PARAMETERS)
+def told(**settings: dict[str, Any]) -> Trackers:
+    return Trackers(settings, PARAMETERS)
 
 
-def start(folder: Path, trackers: Told, resumed: Resumed | None = None) -> Any:
+def start(folder: Path, trackers: Trackers, resumed: Resumed | None = None) -> Any:
     return runs.start(folder, "extract", "pets", "name: pets\n", Display(), resumed, trackers)
 
 
@@ -244,8 +244,8 @@ import os, signal, time
 from pathlib import Path
 from transferctl import runs
 from transferctl.display import Display
-from transferctl.tracking import Told
-with runs.start(Path({str(tmp_path)!r}), "extract", "pets", "", Display(), None, Told({{"wandb": {{}}}})) as run:
+from transferctl.tracking import Trackers
+with runs.start(Path({str(tmp_path)!r}), "extract", "pets", "", Display(), None, Trackers({{"wandb": {{}}}})) as run:
     run.log_metrics(step=1, split="val", accuracy=0.5)
     if os.fork() == 0:
         time.sleep(8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from transferctl.wording import printable
 ABSENT = "-"
 LEFT_OUT = ("name", "report")  # what a run is called, and whether it has a page, says nothing of what it did
 LONGEST = 80
+BEFORE = 20  # characters of what long values have in common, before what differs
 
 
 def differing(specs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -19,13 +21,27 @@ def differing(specs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     leaves = [dict(_leaves(spec)) for spec in specs]
     keys = dict.fromkeys(key for one in leaves for key in one if key not in LEFT_OUT)
     told = {key: [in_words(one[key]) if key in one else ABSENT for one in leaves] for key in keys}
-    return {key: values for key, values in told.items() if len(set(values)) > 1}
+    return {key: _shortened(values) for key, values in told.items() if len(set(values)) > 1}
 
 
 def in_words(value: Any) -> str:
-    """A setting's value as it would be written, in one short printable line."""
-    text = printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    """A setting's value as it would be written, in one printable line."""
+    return printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+
+
+def _shortened(values: Sequence[str]) -> list[str]:
+    """At most LONGEST characters of each, among them the first that differ."""
+    common = len(os.path.commonprefix([value for value in values if value != ABSENT]))
+    start = common - BEFORE if common > LONGEST // 2 else 0
+    return [value if len(value) <= LONGEST else _part(value, start) for value in values]
+
+
+def _part(value: str, start: int) -> str:
+    start = max(0, min(start, len(value) - LONGEST + 1))
+    before = "…" if start else ""
+    rest = value[start:]
+    room = LONGEST - len(before)
+    return before + (rest if len(rest) <= room else f"{rest[: room - 1]}…")
 
 
 def _leaves(spec: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
