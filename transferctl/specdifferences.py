@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,18 +29,25 @@ def in_words(value: Any) -> str:
 
 
 def _shortened(values: Sequence[str]) -> list[str]:
-    """At most LONGEST characters of each, among them the first that differ."""
-    common = len(os.path.commonprefix([value for value in values if value != ABSENT]))
-    start = common - BEFORE if common > LONGEST // 2 else 0
-    return [value if len(value) <= LONGEST else _part(value, start) for value in values]
+    """At most LONGEST characters of each, among them the first that differ from the others."""
+    found = []
+    for value in values:
+        common = max(_common(value, other) for other in values if other != value)
+        found.append(value if len(value) <= LONGEST else _part(value, common - BEFORE if common > LONGEST // 2 else 0))
+    return found
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _part(value: str, start: int) -> str:
-    start = max(0, min(start, len(value) - LONGEST + 1))
-    before = "…" if start else ""
-    rest = value[start:]
-    room = LONGEST - len(before)
-    return before + (rest if len(rest) <= room else f"{rest[: room - 1]}…")
+    """LONGEST characters from there on, or the last ones; … for what is left out."""
+    start = min(start, len(value) - LONGEST + 1)
+    text = f"…{value[start:]}" if start else value
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def _leaves(spec: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
