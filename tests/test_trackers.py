@@ -159,6 +159,33 @@ def test_a_resumed_run_goes_on_in_the_same_tracker_run_and_says_nothing_twice(
     assert [step for step, _ in scalars(run.path / "tensorboard")["val/accuracy"]] == [1, 2, 3]
 
 
+def test_a_tracker_that_was_off_hears_at_a_resume_of_what_it_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_wandb: Any
+) -> None:
+    heard, ends = tmp_path / "heard", tmp_path / "ends"
+    fake_wandb(f"""
+        def log(self, values):
+            if values["step"] == 3 and os.path.exists({str(ends)!r}):
+                os._exit(7)
+            open({str(heard)!r}, "a").write(f"{{values['step']}} ")
+        Run.log = log
+    """)
+    ends.touch()
+    with pytest.raises(Terminated), start(tmp_path, told(wandb={})) as run:
+        train(run, 1, 2, 3, 4)
+        raise Terminated
+    assert heard.read_text() == "1 2 "
+    ends.unlink()
+    with pytest.raises(Terminated), start(tmp_path, told(wandb={}), Resumed(run.path)) as again:
+        size = again.metrics_bytes()
+        train(again, 5)
+        raise Terminated
+    with start(tmp_path, told(wandb={}), Resumed(run.path)) as again:
+        again.rewind_metrics(size)
+        train(again, 5, 6)
+    assert heard.read_text() == "1 2 3 4 5 6 "
+
+
 def test_a_tracker_that_is_added_at_a_resume_hears_of_what_was_before(tmp_path: Path) -> None:
     with pytest.raises(Terminated), start(tmp_path, told()) as run:
         train(run, 1)
