@@ -206,7 +206,8 @@ def test_a_missed_gate_is_told_apart_from_a_crash(tmp_path: Path, invoke: Invoke
     put(tmp_path, "20260101-000000-eval-pets", verb="eval", status="failed", exit_code=8, error=missed)
     _, answer = invoke("runs", tmp_path, "--state", "failed")
     assert [(row["state"], row["exit_code"]) for row in answer["runs"]] == [("failed", 8)]
-    assert "eval-pets   gate missed" in shown(tmp_path)
+    assert "eval-pets   gate missed" in (output := shown(tmp_path))
+    assert "eval-pets: gate missed: accuracy<0.9 (it is 0.8400)" in output
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -253,6 +254,8 @@ def test_a_pattern_that_a_shell_expanded_is_told(
         cli.main()
     assert ended.value.code == 2
     assert "extra argument" in (said := capsys.readouterr().err) and "put it in quotes for the latest" in said
+    code, answer = invoke("finetune", "--resume", *two)
+    assert code == 2 and f"{two[1]}: is a run, not a spec; the pattern matched several runs" in answer["error"]
     code, answer = invoke("predict", *two, "photos", "--out", many / "x.csv")
     assert code == 2 and f"{two[1]}: is a run, not images; the pattern matched several runs" in answer["error"]
 

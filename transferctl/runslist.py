@@ -157,8 +157,9 @@ def _say(folder: Path, rows: Sequence[Row], total: int, of: int, display: Displa
     if total > len(rows):
         display.result(f"{len(rows):,} of {counted(total, 'run')}; --limit 0 shows all")
     for row in islice((row for row in rows if row.reason), REASONS_SHOWN):
-        begin = f"{row.path.name}: {row.state}: "
-        display.result(begin + shortened(row.reason, max(display.width - len(begin), LEAST_REASON)))
+        begin = f"{row.path.name}: {row.state_in_words}: "
+        reason = row.reason.rpartition("gate missed: ")[2] if row.state_in_words == "gate missed" else row.reason
+        display.result(begin + shortened(reason, max(display.width - len(begin), LEAST_REASON)))
     for line in _how_to_go_on(rows):
         display.result(line)
 
