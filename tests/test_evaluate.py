@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from transferctl import evaluate, gates, scoring
+from transferctl import conditions, evaluate, scoring
 from transferctl.cli import app
 from transferctl.data import Split
 from transferctl.images import ImageFiles
@@ -230,7 +230,7 @@ def test_the_run_folder_is_the_last_line_of_stdout_also_where_a_gate_is_missed(h
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 @pytest.mark.parametrize("gate", ["loss<0.1", "loss<=0.1", "loss>0.1", "loss>=0.1"])
 def test_a_number_that_is_not_finite_passes_no_gate(gate: str, value: float) -> None:
-    assert gates.parse(gate).holds({"loss": value})
+    assert conditions.parse(gate).holds({"loss": value})
 
 
 def test_the_last_epoch_is_told_in_scalars_and_the_best_in_full(held_out: Any) -> None:

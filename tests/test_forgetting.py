@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from transferctl import forgetting, gates, paired
+from transferctl import conditions, forgetting, gates, paired
 from transferctl.cli import app
 from transferctl.errors import SpecError
 from transferctl.paired import Outcomes
@@ -167,9 +167,9 @@ def test_a_gate_may_name_the_change(tuned: Any, tmp_path: Path, invoke: Invoke) 
 
 
 def test_a_gate_in_percent_on_the_change_of_the_loss_is_none() -> None:
-    gates.refuse_odd([gates.parse("loss_change>1.5")], forgetting.CHANGES)
+    gates.refuse_odd([conditions.parse("loss_change>1.5")], forgetting.CHANGES)
     with pytest.raises(SpecError):
-        gates.refuse_odd([gates.parse("accuracy_change_high<1.5")], forgetting.CHANGES)
+        gates.refuse_odd([conditions.parse("accuracy_change_high<1.5")], forgetting.CHANGES)
 
 
 def test_other_source_data_goes_to_the_outputs_of_its_names(

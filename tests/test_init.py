@@ -188,6 +188,23 @@ def test_another_backbone_has_stages_of_its_own(backbone: str, frozen: str, invo
     assert (code, answer["chosen"]["frozen"]) == (0, frozen)
 
 
+def test_a_runs_backbone_and_sizes_are_those_of_its_checkpoint(invoke: Invoke, tmp_path: Path) -> None:
+    fill(tmp_path / "photos", ants=4, bees=4)
+    sizes = ["--set", "preprocess={resize: 73, crop: 64}", "--set", "epochs=1", "--set", "head={solver: sgd}"]
+    assert invoke("init", "photos", "--backbone", "resnet34", *NONE)[0] == 0
+    code, run = invoke("extract", "photos.yaml", *sizes)
+    assert code == 0, run
+    code, answer = invoke("init", "photos", "--out", "next.yaml", "--weights", run["run"])
+    assert (code, answer["chosen"]["backbone"]["name"], answer["chosen"]["frozen"]) == (0, "resnet34", "layer2")
+    assert "preprocess" not in answer["chosen"]
+    text = (tmp_path / "next.yaml").read_text()
+    assert "trained at a short side of 73 and a centre of 64 pixels" in " ".join(text.split()).replace(" # ", " ")
+    code, plan = invoke("check", "next.yaml")
+    assert code == 0, plan
+    code, answer = invoke("init", "photos", "--out", "x.yaml", "--weights", run["run"], "--backbone", "resnet18")
+    assert code == 2 and "--backbone resnet18: the run of --weights holds a resnet34" in answer["error"]
+
+
 def test_every_setting_has_a_comment_above_or_beside_it(invoke: Invoke, tmp_path: Path) -> None:
     fill(tmp_path / "photos", ants=3, bees=3)
     invoke("init", "photos", *NONE)
@@ -209,13 +226,17 @@ def test_the_commands_that_it_prints_lead_from_the_folder_to_predictions(
     commands = [line.split(". ", 1)[1] for line in result.stdout.splitlines() if re.match(r"\d\. ", line)]
     verbs = ["check", "extract", "finetune", "eval", "report", "predict"]
     assert [shlex.split(command)[1] for command in commands] == verbs
-    for command in commands:
-        words = [str(next(tmp_path.glob(word), word)) if "*" in word else word for word in shlex.split(command)[1:]]
-        more = {"finetune": ["--set", "epochs=2"], "report": []}.get(words[0], ["--set", "workers=0"])
+    for command in commands * 2:  # the second time, two runs match each pattern
+        words = shlex.split(command)[1:]
+        more = {"finetune": ["--set", "epochs=1"], "report": []}.get(words[0], ["--set", "workers=0"])
         done = CliRunner().invoke(app, [*words, *more])
         assert done.exit_code == 0, done.output
         if words[0] == "report":
-            assert Path(done.stdout.splitlines()[-1]).read_text(encoding="utf-8").startswith("<!")
+            page = Path(done.stdout.splitlines()[-1])
+            assert page.read_text(encoding="utf-8").startswith("<!")
+    _, second = sorted(tmp_path.glob("runs/*-finetune-*"))
+    assert page == second.relative_to(tmp_path) / "report.html"
+    assert f"runs/*-finetune-my-photos: {second.relative_to(tmp_path)}, the latest of 2 that match" in done.stderr
     assert [row.split(",")[1] in ("ants", "bees") for row in done.stdout.splitlines()[1:]] == [True] * 3
     assert yaml.safe_load((tmp_path / "my photos.yaml").read_text())["epochs"] == 10
 

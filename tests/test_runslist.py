@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from transferctl import lock, resuming, runs, runslist
+from transferctl import cli, lock, resuming, runs, runslist
 from transferctl.cli import app
 from transferctl.display import Display
 from transferctl.errors import DivergedError, Terminated
@@ -165,6 +165,8 @@ def test_rows_are_filtered_and_sorted(options: list[str], expected: list[str], m
     [
         (["--where", "acuracy>1"], "--where acuracy>1: no run here has acuracy; there are accuracy"),
         (["--where", "accuracy"], "write a metric"),
+        (["--where", "accuracy>80"], "--where accuracy>80: accuracy is a fraction, from 0 to 1; write 0.8 for 80 %"),
+        (["--verb", "fintune"], "--verb fintune: must be one of pretrain, extract"),
         (["--where", "accuracy>1e"], "write a metric"),
         (["--sort", "size"], "--sort size: must be one of age"),
         (["--state", "done"], "--state done: must be one of running"),
@@ -187,6 +189,75 @@ def test_a_folder_that_holds_no_runs_says_what_to_do(tmp_path: Path, invoke: Inv
 
 def test_two_runs_to_compare_are_named(many: Path) -> None:
     assert f"transferctl report {many}/20260103-000000-extract-pets {many}/20260102-000000-finetune-pets" in shown(many)
+
+
+def test_the_runs_inside_a_baseline_are_not_what_is_compared(tmp_path: Path) -> None:
+    for number, name in enumerate(("pets", "pets-seed1", "pets-seed2")):
+        put(tmp_path, f"2026010{number + 1}-000000-extract-{name}", name=name)
+    assert f"to look at one: transferctl report {tmp_path}/20260101-000000-extract-pets" in shown(tmp_path)
+    again = put(tmp_path, "20260105-000000-extract-pets")
+    assert "to look at one" in shown(tmp_path)  # the same spec
+    (again / "spec.yaml").write_text("seed: 3")
+    assert f"to compare two: transferctl report {again} {tmp_path}/20260101-000000-extract-pets" in shown(tmp_path)
+
+
+def test_a_missed_gate_is_told_apart_from_a_crash(tmp_path: Path, invoke: Invoke) -> None:
+    missed = "runs/x: gate missed: accuracy<0.9 (it is 0.8400)"
+    put(tmp_path, "20260101-000000-eval-pets", verb="eval", status="failed", exit_code=8, error=missed)
+    _, answer = invoke("runs", tmp_path, "--state", "failed")
+    assert [(row["state"], row["exit_code"]) for row in answer["runs"]] == [("failed", 8)]
+    assert "eval-pets   gate missed" in (output := shown(tmp_path))
+    assert "eval-pets: gate missed: accuracy<0.9 (it is 0.8400)" in output
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_long_reason_is_a_line_cut_at_a_word_with_its_advice(width: int, tmp_path: Path, invoke: Invoke) -> None:
+    error = f"photos/{'ants ' * 60}.png: is broken;\nmend it, or skip it"
+    put(tmp_path, "20260101-000000-extract-pets", status="failed", exit_code=3, error=error)
+    line = next(line for line in shown(tmp_path, width=width).splitlines() if "extract-pets: failed" in line)
+    assert line.endswith("ants …; mend it, or skip it") and len(line) <= max(width, 38 + runslist.LEAST_REASON)
+    assert invoke("runs", tmp_path)[1]["runs"][0]["reason"] == " ".join(error.split())
+
+
+def test_a_killed_stage_0_shows_the_sources_accuracy(tmp_path: Path, invoke: Invoke) -> None:
+    run = put(tmp_path, "20260101-000000-pretrain-pets", verb="pretrain", status="running")
+    (run / "metrics.jsonl").write_text('{"split": "val", "epoch": 2, "accuracy": 0.5}\n')
+    (row,) = invoke("runs", tmp_path)[1]["runs"]
+    assert (row["state"], row["split"], row["epoch"], row["metrics"]["accuracy"]) == (
+        "interrupted",
+        "source val",
+        2,
+        0.5,
+    )
+
+
+# -- a run by a pattern ---------------------------------------------------------------------------------
+
+
+def test_a_pattern_in_quotes_is_the_latest_run_that_matches(many: Path, invoke: Invoke, capsys: Any) -> None:
+    put(many, "20260104-000000-extract-pets")
+    (many / "20260105-000000-extract-pets").mkdir()  # no run
+    code, answer = invoke("compare", many / "*-extract-pets", many / "*-finetune-pets")
+    names = [f"{many}/20260104-000000-extract-pets", f"{many}/20260102-000000-finetune-pets"]
+    assert code == 0 and [one["run"] for one in answer["runs"]] == names, answer
+    for verb in (["eval"], ["export"], ["extract", "--resume"], ["eval", many / "*-eval-ants", "--against"]):
+        code, answer = invoke(*verb, many / "*-nothing")
+        assert code in (2, 4) and (verb[-1] == "--against" or "*-nothing" in answer["error"]), answer
+
+
+def test_a_pattern_that_a_shell_expanded_is_told(
+    many: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = [str(path) for path in sorted(many.iterdir())[:2]]
+    monkeypatch.setattr("sys.argv", ["transferctl", "export", *two])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "extra argument" in (said := capsys.readouterr().err) and "put it in quotes for the latest" in said
+    code, answer = invoke("finetune", "--resume", *two)
+    assert code == 2 and f"{two[1]}: is a run, not a spec; the pattern matched several runs" in answer["error"]
+    code, answer = invoke("predict", *two, "photos", "--out", many / "x.csv")
+    assert code == 2 and f"{two[1]}: is a run, not images; the pattern matched several runs" in answer["error"]
 
 
 def test_thousands_of_runs_are_answered_at_once_and_no_more_are_read_than_shown(

@@ -32,6 +32,14 @@ def test_lists_and_control_characters_are_one_short_printable_line() -> None:
     assert told["x"][0] == "\\x1b[31m" and len(told["x"][1]) == 80
 
 
+def test_long_values_that_differ_late_differ_and_show_where() -> None:
+    far = "/data/" + "x" * 100
+    told = differing([{"path": f"{far}/ants/{'y' * 90}"}, {"path": f"{far}/bees"}, {"path": "here"}, {}])
+    assert ["/ants/" in told["path"][0], told["path"][1].endswith("x/bees")] == [True, True]
+    assert told["path"][2:] == ["here", "-"] and max(map(len, told["path"])) == 80
+    assert differing([{"path": far}, {"path": far}]) == {}
+
+
 def test_what_is_nested_deep_is_no_crash() -> None:
     deep: dict[str, object] = {"b": 1}
     for _ in range(5000):

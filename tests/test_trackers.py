@@ -23,7 +23,7 @@ from transferctl.cli import app
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, SpecError, Terminated
 from transferctl.resuming import Resumed
-from transferctl.tracking import Told
+from transferctl.tracking import Trackers
 
 Invoke = Callable[..., tuple[int, dict[str, Any]]]
 PACKAGE = Path(tracking.__file__).parent.parent
@@ -60,11 +60,11 @@ def fake_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
     return write
 
 
-def told(**settings: dict[str, Any]) -> Told:
-    return Told(settings, PARAMETERS)
+def told(**settings: dict[str, Any]) -> Trackers:
+    return Trackers(settings, PARAMETERS)
 
 
-def start(folder: Path, trackers: Told, resumed: Resumed | None = None) -> Any:
+def start(folder: Path, trackers: Trackers, resumed: Resumed | None = None) -> Any:
     return runs.start(folder, "extract", "pets", "name: pets\n", Display(), resumed, trackers)
 
 
@@ -159,6 +159,33 @@ def test_a_resumed_run_goes_on_in_the_same_tracker_run_and_says_nothing_twice(
     assert [step for step, _ in scalars(run.path / "tensorboard")["val/accuracy"]] == [1, 2, 3]
 
 
+def test_a_tracker_that_was_off_hears_at_a_resume_of_what_it_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_wandb: Any
+) -> None:
+    heard, ends = tmp_path / "heard", tmp_path / "ends"
+    fake_wandb(f"""
+        def log(self, values):
+            if values["step"] == 3 and os.path.exists({str(ends)!r}):
+                os._exit(7)
+            open({str(heard)!r}, "a").write(f"{{values['step']}} ")
+        Run.log = log
+    """)
+    ends.touch()
+    with pytest.raises(Terminated), start(tmp_path, told(wandb={})) as run:
+        train(run, 1, 2, 3, 4)
+        raise Terminated
+    assert heard.read_text() == "1 2 "
+    ends.unlink()
+    with pytest.raises(Terminated), start(tmp_path, told(wandb={}), Resumed(run.path)) as again:
+        size = again.metrics_bytes()
+        train(again, 5)
+        raise Terminated
+    with start(tmp_path, told(wandb={}), Resumed(run.path)) as again:
+        again.rewind_metrics(size)
+        train(again, 5, 6)
+    assert heard.read_text() == "1 2 3 4 5 6 "
+
+
 def test_a_tracker_that_is_added_at_a_resume_hears_of_what_was_before(tmp_path: Path) -> None:
     with pytest.raises(Terminated), start(tmp_path, told()) as run:
         train(run, 1)
@@ -244,8 +271,8 @@ import os, signal, time
 from pathlib import Path
 from transferctl import runs
 from transferctl.display import Display
-from transferctl.tracking import Told
-with runs.start(Path({str(tmp_path)!r}), "extract", "pets", "", Display(), None, Told({{"wandb": {{}}}})) as run:
+from transferctl.tracking import Trackers
+with runs.start(Path({str(tmp_path)!r}), "extract", "pets", "", Display(), None, Trackers({{"wandb": {{}}}})) as run:
     run.log_metrics(step=1, split="val", accuracy=0.5)
     if os.fork() == 0:
         time.sleep(8)

@@ -292,6 +292,7 @@ def test_the_comparison_with_scratch_repeats_everything_by_seed(spec: Path, tmp_
     other, main = (json.loads(path.read_text()) for path in sorted(tmp_path.glob("runs/*/summary.json"), reverse=True))
     if "baseline" in other:
         other, main = main, other
+    assert [run["name"] for run in (main, other)] == ["tiny", "tiny-seed1"]  # `*-extract-tiny` is the run asked for
     rows = main["baseline"]["runs"]
     assert [row["seed"] for row in rows] == [0, 1]
     assert [row["transfer"] for row in rows] == [run["best"]["val"]["accuracy"] for run in (main, other)]

@@ -171,6 +171,8 @@ def test_a_wrong_value_is_told_with_what_is_wanted(write, line, key, message):
         ("epochz: 3", "epochz", "did you mean epochs?"),
         ("head: {siez: 3}", "head.siez", "did you mean head.size?"),
         ("lr: 0.1", "lr", "did you mean optimizer.lr?"),
+        ("val: x", "val", "did you mean target.val?"),
+        ("val: x\nsource: {train: y}", "val", "did you mean target.val?"),
         ("penalties: {l2spx: 1}", "penalties.l2spx", "did you mean penalties.l2sp?"),
     ],
 )

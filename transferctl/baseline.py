@@ -17,6 +17,7 @@ from transferctl.model import BatchNorm, TransferModel, put_back
 from transferctl.objective import Objective
 from transferctl.spec import Spec
 
+NAME_LENGTH = 80  # that a seed be added, and the name still one
 ARMS = {"transfer": "transfer: frozen features + new head", "scratch": "from scratch"}
 
 
@@ -31,12 +32,14 @@ def compare(
     the images drawn, the head. Both keep their best epoch by validation and are scored on test data
     (validation data where there is none).
 
-    first: the summary of the extraction with spec.seed; extract: makes one with another seed, an ordinary run.
+    first: the summary of the extraction with spec.seed; extract: makes one with another seed, an ordinary
+    run, called NAME-seedN.
     """
     assert spec.baseline is not None
     rows = []
     for seed in range(spec.seed, spec.seed + spec.baseline.repeats):
-        seeded = spec.model_copy(update={"seed": seed, "baseline": None, "report": False})
+        name = spec.name if seed == spec.seed else f"{spec.name[:NAME_LENGTH]}-seed{seed}"
+        seeded = spec.model_copy(update={"name": name, "seed": seed, "baseline": None, "report": False})
         with display.quietly():
             target = pipeline.load_target(seeded, display)
             transferred = first if seed == spec.seed else extract(seeded)

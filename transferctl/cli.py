@@ -6,12 +6,14 @@ import contextlib
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from transferctl import __version__, signals
 from transferctl.commands import caching, exporting, looking, predicting, reporting, scoring, specs, training
+from transferctl.commands.options import SEVERAL_RUNS, is_run
 from transferctl.commands.running import fail
 from transferctl.errors import ExitCode, ending
 
@@ -70,6 +72,8 @@ def main() -> None:
         if hasattr(error, "format_message"):  # typer's usage errors; which class it is depends on its version
             command = getattr(getattr(error, "ctx", None), "command_path", "transferctl")
             code, message = ExitCode.SPEC, f"{error.format_message().rstrip('.')}; see {command} --help"
+            if "unexpected extra argument" in message and sum(is_run(Path(word)) for word in sys.argv[1:]) > 1:
+                message = f"{error.format_message().rstrip('.')}: {SEVERAL_RUNS}"
         elif isinstance(error, OSError):
             silence(sys.stdout)
             message = f"stdout: cannot write: {error.strerror}"

@@ -28,6 +28,7 @@ from transferctl import (
 from transferctl.cache.cache import open_cache
 from transferctl.checkpoint import Checkpoint
 from transferctl.comparison import Other
+from transferctl.conditions import Condition
 from transferctl.contracts import Task
 from transferctl.data import Split
 from transferctl.device import Compute
@@ -35,7 +36,6 @@ from transferctl.display import Display
 from transferctl.errors import CheckpointError, GateMissed, Problem, SpecError
 from transferctl.evaldata import Asked
 from transferctl.frozen import FrozenStages
-from transferctl.gates import Gate
 from transferctl.inputs import Inputs
 from transferctl.model import TransferModel, chosen_domain, restore
 from transferctl.paired import Scored
@@ -76,7 +76,7 @@ def _key(override: str) -> str:
 
 def run(
     spec: Spec, trained: Path, runs_dir: Path, display: Display, *, which: str, split: str | None,
-    data_path: str | None, conditions: Sequence[Gate], source: bool = False, top: Sequence[int] = (),
+    data_path: str | None, conditions: Sequence[Condition], source: bool = False, top: Sequence[int] = (),
     against: tuple[Path, Spec] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Score a checkpoint on a split of its own data (None: val), or on `data_path`: a folder, a manifest, or the

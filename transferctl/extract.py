@@ -52,7 +52,7 @@ def run(spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = 
     display.note(f"objective: {plan.extract(spec)}")
     with (
         runs.start(
-            runs_dir, "extract", spec.name, yamlfile.dump(spec), display, resumed, tracking.told_by(spec)
+            runs_dir, "extract", spec.name, yamlfile.dump(spec), display, resumed, tracking.chosen_by(spec)
         ) as folder,
         pipeline.naming_all_broken(target.splits(), spec, display),
     ):

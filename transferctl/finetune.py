@@ -82,7 +82,7 @@ def run(spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = 
         pipeline.read_ahead(late, spec, display)
     with (
         runs.start(
-            runs_dir, "finetune", spec.name, yamlfile.dump(spec), display, resumed, tracking.told_by(spec)
+            runs_dir, "finetune", spec.name, yamlfile.dump(spec), display, resumed, tracking.chosen_by(spec)
         ) as folder,
         pipeline.naming_all_broken(splits, spec, display),
     ):

@@ -33,10 +33,12 @@ UNEVEN = 10.0  # of the largest class to the smallest, from which on check too a
 
 @dataclass(frozen=True)
 class Network:
-    """The backbone that is asked for: what its weights ask for, pixels, and its stages, input to output."""
+    """The backbone that is asked for: what its weights ask for, pixels, and its stages, input to output. weights: none,
+    a published name, or the path of a file or (is_run) of a run."""
 
     name: str
     weights: str
+    is_run: bool
     resize: int
     crop: int
     stages: tuple[str, ...]
@@ -94,8 +96,10 @@ def _class_counts(found: Found) -> list[str]:
 
 def _backbone(network: Network) -> Iterator[str]:
     yield from _section(
-        "The pretrained network. resnet18 is small and fast; resnet50 is most often some points better and takes three "
-        "times as long. Any classification architecture of torchvision will do."
+        f"The pretrained network: a {network.name}, as the run has it."
+        if network.is_run
+        else "The pretrained network. resnet18 is small and fast; resnet50 is most often some points better and takes "
+        "three times as long. Any classification architecture of torchvision will do."
     )
     weights = network.weights
     if weights == "none":
@@ -106,7 +110,8 @@ def _backbone(network: Network) -> Iterator[str]:
             f"weights of your own, write the file: {{name: {network.name}, weights: my.pth}}."
         )
     else:
-        why = "Weights from this machine: no network is needed."
+        what = "The backbone of a run's best checkpoint" if network.is_run else "Weights from this machine"
+        why = f"{what}: nothing is downloaded."
         weights = str(Path(weights).expanduser().absolute())
     yield from _comment(why)
     yield f"backbone: {{name: {_scalar(network.name)}, weights: {_scalar(weights)}}}"
@@ -164,8 +169,11 @@ def _balance(found: Found, train: Split) -> Iterator[str]:
 
 def _images(found: Found, network: Network) -> Iterator[str]:
     """Small images are enlarged to twice their size at least, as configs/cifar10-joint.yaml has it."""
-    asked = f"{network.name}'s weights ask for a short side of {network.resize} and a centre of {network.crop} pixels"
-    if network.is_local:
+    pixels = f"a short side of {network.resize} and a centre of {network.crop} pixels"
+    asked = f"{network.name}'s weights ask for {pixels}"
+    if network.is_run:
+        asked = f"The run's weights were trained at {pixels}"
+    elif network.is_local:
         asked = f"A file does not say what size it was trained at; if you know it, write it. torchvision's own {asked}"
     if not len(found.sizes.pixels):
         return
@@ -175,15 +183,14 @@ def _images(found: Found, network: Network) -> Iterator[str]:
     if size >= network.crop:
         small = int((short < network.crop).sum())
         enlarged = f"{small} of {len(short)} images are smaller and are enlarged" if small else "no image is smaller"
-        yield from _section(
-            f"{asked}, and get it: {enlarged}. {{resize: 146, crop: 128}} computes a third, and loses fine detail."
-        )
+        smaller = " {resize: 146, crop: 128} computes a third, and loses fine detail." if network.crop > 200 else ""
+        yield from _section(f"{asked}, and get it: {enlarged}.{smaller}")
         yield f"# preprocess: {{resize: {network.resize}, crop: {network.crop}}}"
         return
     times = (network.crop / size) ** 2
     yield from _section(
         f"Your images have {middle} pixels. {asked}: enlarging them so far adds no detail, and takes {times:.0f} "
-        f"times as long as {size}. Yet ImageNet's weights know things at that size: try it, by removing this line."
+        f"times as long as {size}. Yet the weights know things at that size: try it, by removing this line."
     )
     yield f"preprocess: {{resize: {size}, crop: {size}}}"
 

@@ -10,18 +10,22 @@ from typing import Any
 import torch
 import yaml
 
-from transferctl import firstspec, imagefolder, plugins, runs, yamlfile
+from transferctl import checkpoint, firstspec, imagefolder, plugins, runs, yamlfile
 from transferctl.display import Display
 from transferctl.errors import Problem, SpecError, from_os_error
 from transferctl.firstspec import Network, quoted
+from transferctl.model import preprocessing_of
 from transferctl.spec import PUBLISHED_NAME
 from transferctl.wording import printable
 
-LIBRARY = "torchvision"
+LIBRARY, DEFAULT = "torchvision", "resnet18"
 
 
-def run(folder: Path, out: Path | None, backbone: str, weights: str, force: bool, display: Display) -> dict[str, Any]:
-    """Look at the folder, write the spec, and say what comes next. Raises DataError, SpecError, ResourceError."""
+def run(
+    folder: Path, out: Path | None, backbone: str | None, weights: str, force: bool, display: Display
+) -> dict[str, Any]:
+    """Look at the folder, write the spec, and say what comes next. backbone None: that of the weights, where they are a
+    run's, else DEFAULT. Raises DataError, SpecError, CheckpointError, ResourceError."""
     out = out or Path(f"{_file_name(folder)}.yaml")
     _refuse_existing(out, force)
     network = _network(backbone, weights)
@@ -58,10 +62,13 @@ def _refuse_existing(out: Path, force: bool) -> None:
         raise SpecError([Problem("", "is there already; --out FILE writes another one, --force writes it anew", where)])
 
 
-def _network(name: str, weights: str) -> Network:
-    """Raises SpecError for an unknown architecture, published name or file."""
+def _network(name: str | None, weights: str) -> Network:
+    """Raises SpecError for an unknown architecture, published name or file; CheckpointError for a run without one."""
     plugin = plugins.load("backbones", LIBRARY)
     is_published = bool(PUBLISHED_NAME.fullmatch(weights))
+    if not is_published and checkpoint.is_run(path := Path(weights).expanduser()):
+        return _of_run(plugin, name, path)
+    name = name or DEFAULT
     try:
         asked = plugin.published_preprocessing(name, weights) if is_published else plugin.default_preprocessing(name)
     except SpecError as error:
@@ -70,21 +77,37 @@ def _network(name: str, weights: str) -> Network:
         raise SpecError(problems) from None
     if not is_published and weights != "none" and not Path(weights).expanduser().exists():
         raise SpecError([Problem("", "no such file or run", f"--weights {printable(weights)}")])
+    return Network(name, weights, False, asked.resize, asked.crop, _stages(plugin, name, asked.crop))
+
+
+def _of_run(plugin: Any, name: str | None, run: Path) -> Network:
+    """As its best checkpoint says, and as a spec that names the run gets it."""
+    saved = checkpoint.load(run)
+    asked, its_name = preprocessing_of(saved), str(saved.manifest["architecture"])
+    if name not in (None, its_name):
+        message = f"the run of --weights holds a {printable(its_name)}; leave --backbone out"
+        raise SpecError([Problem("", message, f"--backbone {name}")])
+    stages = _stages(plugin, its_name, asked.crop)
+    return Network(its_name, str(run), True, asked.resize, asked.crop, stages)
+
+
+def _stages(plugin: Any, name: str, image_size: int) -> tuple[str, ...]:
+    """Names of those that can be frozen, input to output."""
     try:
-        with torch.device("meta"):  # its stages, without the room that its weights take
-            built, _ = plugin.build(name, image_size=asked.crop)
+        with torch.device("meta"):  # without the room that its weights take
+            built, _ = plugin.build(name, image_size=image_size)
     except SpecError:  # regnet computes with its weights as it is built
-        built, _ = plugin.build(name, image_size=asked.crop)
-    return Network(name, weights, asked.resize, asked.crop, tuple(stage.name for stage in built.stages()[:-1]))
+        built, _ = plugin.build(name, image_size=image_size)
+    return tuple(stage.name for stage in built.stages()[:-1])
 
 
 def _next(out: Path, name: str) -> list[tuple[str, str]]:
-    spec, extracted, tuned = quoted(out), f"runs/*-extract-{name}", f"runs/*-finetune-{name}"
+    spec, extracted, tuned = quoted(out), f"'runs/*-extract-{name}'", f"'runs/*-finetune-{name}'"  # no shell's pattern
     return [
         (f"transferctl check {spec}", "looks at every image, and prints the plan; trains nothing"),
         (
             f"transferctl extract {spec}",
-            "trains a new head; its last line names the run folder (runs/*…)",
+            "trains a new head; its last line names the run folder; a pattern in quotes is the latest such run",
         ),
         (f"transferctl finetune {spec} --from {extracted}", "goes on from there, and lets layers learn"),
         (f"transferctl eval {tuned}", "scores the best epoch, class by class"),

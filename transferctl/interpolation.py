@@ -18,11 +18,11 @@ from torch import Tensor
 from transferctl import checkpoint, evaldata, evaluate, forgetting, gates, pipeline, plots, results, runs, scoring
 from transferctl.cache.cache import open_cache
 from transferctl.checkpoint import Checkpoint
+from transferctl.conditions import Condition
 from transferctl.data import Split
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, Problem, SpecError
 from transferctl.forgetting import CHANGES
-from transferctl.gates import Gate
 from transferctl.model import TransferModel, restore, state_for_checkpoint
 from transferctl.paired import Scored
 from transferctl.results import Predictions
@@ -60,7 +60,7 @@ def _odd(text: str, message: str) -> SpecError:
     return SpecError([Problem("", message, f"--interpolate {text}")])
 
 
-def refuse_beside(points: Sequence[float], conditions: Sequence[Gate], options: Sequence[str], which: str) -> None:
+def refuse_beside(points: Sequence[float], conditions: Sequence[Condition], options: Sequence[str], which: str) -> None:
     """Options of `eval` that mean nothing here. Raises SpecError."""
     why = {"--source": "--interpolate scores the source too; leave out --source"}
     problems = [Problem("", why.get(name, "does not go with --interpolate; leave it out"), name) for name in options]
@@ -76,7 +76,7 @@ def refuse_beside(points: Sequence[float], conditions: Sequence[Gate], options: 
 
 def run(
     spec: Spec, trained: Path, runs_dir: Path, display: Display, *, points: Sequence[float], split: str | None,
-    data_path: str | None, conditions: Sequence[Gate],
+    data_path: str | None, conditions: Sequence[Condition],
 ) -> dict[str, Any]:  # fmt: skip
     """Score each point between start and best on target data, as `eval` takes it, and on the source's validation
     data, if the run has that. One point alone becomes the checkpoint of the eval run.

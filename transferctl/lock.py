@@ -20,6 +20,7 @@ from datetime import datetime
 from pathlib import Path
 
 from transferctl.errors import LockedError, from_os_error
+from transferctl.forked import closed_in_children
 from transferctl.wording import printable
 
 NAME = "lock"
@@ -39,13 +40,13 @@ def locked(run: Path) -> Iterator[str]:
         descriptor = _take(path)
     except OSError as error:
         raise from_os_error(error, path) from None
-    _ours.add(descriptor)
+    closed_in_children.add(descriptor)
     try:
         left_by = _owner(path)
         _say_owner(descriptor)
         yield f"{path} was left behind by {left_by}; taken over" if left_by else ""
     finally:
-        _ours.discard(descriptor)
+        closed_in_children.discard(descriptor)
         with contextlib.suppress(OSError):
             path.unlink()  # while it is ours: whoever opened it before sees that it is another file
         os.close(descriptor)
@@ -70,20 +71,6 @@ def is_held(run: Path) -> bool:
         return not _lock(descriptor, run / NAME)
     finally:
         os.close(descriptor)
-
-
-_ours: set[int] = set()
-
-
-def _close_in_child() -> None:
-    """A worker that outlives its parent for a moment must not hold the parent's lock."""
-    for descriptor in _ours:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
-    _ours.clear()
-
-
-os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _take(path: Path) -> int:

@@ -127,9 +127,9 @@ def _train(
     loss = pipeline.domain_loss(settings.label_smoothing, spec.source.balance, source.train, source.classes, compute)
     objective = Objective(task, domains={"source": loss})
     own = own_spec or spec
-    told = tracking.told_by(own)
+    trackers = tracking.chosen_by(own)
     with (
-        runs.start(runs_dir, "pretrain", spec.name, yamlfile.dump(own), display, resumed, told) as folder,
+        runs.start(runs_dir, "pretrain", spec.name, yamlfile.dump(own), display, resumed, trackers) as folder,
         pipeline.naming_all_broken(source.splits(), spec, display),
     ):
         folder.summary |= {"start": start.origin, "skipped": source.skipped, "stage0": start.fingerprint}

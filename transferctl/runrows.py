@@ -11,13 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transferctl import jsontext, lock
-from transferctl.wording import one_line, printable
+from transferctl.errors import ExitCode
+from transferctl.wording import one_line, printable, shortened
 
 STATES = ("running", "finished", "interrupted", "failed", "unreadable")
 TAIL_BYTES = 16 * 1024
+REASON_LENGTH = 1000
+_OF_THE_RUN = ("schema_version", "exit_code", "elapsed_s")  # numbers beside the metrics in a summary of eval
 _STAMP = re.compile(r"(\d{8}-\d{6})-")
 
 
@@ -35,7 +38,13 @@ class Row:
     metrics: Mapping[str, float] = field(default_factory=dict)
     elapsed_s: float | None = None
     epoch: int | None = None
+    exit_code: int | None = None
     reason: str = ""
+
+    @property
+    def state_in_words(self) -> str:
+        """An evaluation whose gate is missed has failed as asked, unlike one that crashed."""
+        return "gate missed" if self.state == "failed" and self.exit_code == ExitCode.GATE_MISSED else self.state
 
     @property
     def accuracy(self) -> float | None:
@@ -72,18 +81,49 @@ def row_of(path: Path, started: float) -> Row:
     except (OSError, ValueError) as error:
         what = "is no JSON: " if isinstance(error, json.JSONDecodeError) else ""
         return Row(path, "unreadable", started, reason=f"{what}{one_line(getattr(error, 'strerror', None) or error)}")
-    state, elapsed = summary["status"], summary.get("elapsed_s")
-    reason = one_line(summary["error"]) if state == "failed" and "error" in summary else ""
-    if state == "running":
-        state, elapsed = ("running" if lock.is_held(path) else "interrupted"), None
+    state = state_of(path, summary)
+    reason = shortened(str(summary["error"]), REASON_LENGTH) if state == "failed" and "error" in summary else ""
+    elapsed = _numbers(summary, "elapsed_s").get("elapsed_s") if summary["status"] != "running" else None
+    code = _numbers(summary, "exit_code").get("exit_code")
     split, metrics = _headline(summary)
     epoch = None
-    if state != "finished" and not metrics:
-        split, metrics, epoch = _so_far(path)
+    if state != "finished" and not metrics and (score := so_far(path)):
+        split, metrics, epoch = score
+        split = f"source {split}" if summary.get("verb") == "pretrain" else split
     return Row(
-        path, state, started, _word(summary, "verb"), _word(summary, "name"), split, metrics,
-        _numbers({"elapsed_s": elapsed}, "elapsed_s").get("elapsed_s"), epoch, reason,
+        path, state, started, _word(summary, "verb"), _word(summary, "name"), split, metrics, elapsed, epoch,
+        None if code is None else int(code), reason,
     )  # fmt: skip
+
+
+def state_of(path: Path, summary: Mapping[str, Any]) -> str:
+    """One of STATES, by what summary.json says; it goes on saying `running` of a run that was killed, which holds its
+    lock no more."""
+    told = summary.get("status")
+    if told == "running":
+        return "running" if lock.is_held(path) else "interrupted"
+    return str(told) if told in STATES else "unreadable"
+
+
+class SoFar(NamedTuple):
+    """metrics: of an epoch's validation; split: val, which of `pretrain` is the source's."""
+
+    split: str
+    metrics: dict[str, float]
+    epoch: int | None
+
+
+def so_far(path: Path) -> SoFar | None:
+    """What a run without an end scored last: the last validation in metrics.jsonl, of which the end alone is read."""
+    for line in reversed(_last_lines(path / "metrics.jsonl")):
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(values, dict) and values.get("split") == "val":
+            epoch = values.get("epoch")
+            return SoFar("val", _scalars(values), epoch if isinstance(epoch, int) else None)
+    return None
 
 
 def _word(summary: Mapping[str, Any], key: str) -> str:
@@ -100,24 +140,12 @@ def _headline(summary: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
         return "test", test | change
     if val := _scalars(best.get("val")):
         return "source val" if summary.get("verb") == "pretrain" else "val", val | change
-    scored = _scalars(summary.get("after") or summary)
+    told = summary.get("after") or {key: value for key, value in summary.items() if key not in _OF_THE_RUN}
+    scored = _scalars(told)
     if "accuracy" in scored:
         of = "source " if "after" in summary else ""
         return of + _word(summary, "split"), scored | change
     return "", change
-
-
-def _so_far(path: Path) -> tuple[str, dict[str, float], int | None]:
-    """The last validation in metrics.jsonl, of a run that is not at its end or was killed."""
-    for line in reversed(_last_lines(path / "metrics.jsonl")):
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(values, dict) and values.get("split") == "val":
-            epoch = values.get("epoch")
-            return "val", _scalars(values), epoch if isinstance(epoch, int) else None
-    return "", {}, None
 
 
 def _last_lines(path: Path) -> list[bytes]:

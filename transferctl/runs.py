@@ -24,7 +24,7 @@ from transferctl.display import Display, appended
 from transferctl.errors import ExitCode, TransferctlError, ending, from_os_error
 from transferctl.resuming import RESUMABLE, Resumed
 from transferctl.trackerpipe import TrackerProcess
-from transferctl.tracking import Told
+from transferctl.tracking import Trackers
 
 SCHEMA_VERSION = 1
 
@@ -90,7 +90,7 @@ class Run:
 @contextmanager
 def start(
     runs_dir: Path, verb: str, name: str, spec_yaml: str, display: Display, resumed: Resumed | None = None,
-    told: Told | None = None,
+    trackers: Trackers | None = None,
 ) -> Iterator[Run]:  # fmt: skip
     """Create the run folder, or open that of a run that is resumed; hold its lock, tell its trackers, and leave a
     summary of how the run ended, whatever happens.
@@ -109,7 +109,7 @@ def start(
             run.write_json("summary.json", run.summary | {"status": "running"})
             run.describe("spec.yaml", spec_yaml)
             files.enter_context(display.log_to(path / "log.txt"))
-            run.trackers = files.enter_context(tracking.telling(told or Told(), run, display))
+            run.trackers = files.enter_context(tracking.telling(trackers or Trackers(), run, display))
         except OSError as error:
             raise from_os_error(error, resumed.run if resumed else runs_dir) from None
         with _summarised(run, started, display, before):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import os
 import re
 import shlex
@@ -16,18 +15,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from transferctl import runrows
+from transferctl import conditions, jsontext, runrows
+from transferctl.conditions import Condition
 from transferctl.display import Display
 from transferctl.errors import Problem, SpecError
 from transferctl.runrows import STATES, Row
-from transferctl.wording import counted, printable, shown
+from transferctl.wording import counted, printable, shortened, shown
 
 SORTS = ("age", "name", "accuracy", "state", "elapsed")
 RESUMABLE = ("pretrain", "extract", "finetune")  # as resuming.RESUMABLE, which imports the spec
 SHOWN_ROWS = 50
 WIDE = 100  # columns
 REASONS_SHOWN = 5
-_COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+LEAST_REASON = 60  # characters of a reason, where the line is narrower
+VERBS = (*RESUMABLE, "eval")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def show(folder: Path, wanted: Wanted, sort: str, limit: int | None, display: Di
 
     Raises SpecError where there is no such folder, or a condition is on a metric that no run has.
     """
-    conditions = [_condition(text) for text in wanted.where]
+    asked = [conditions.parse(text, "--where", "accuracy>0.8") for text in wanted.where]
     folders = _run_folders(folder)
     most = (None if display.as_json else SHOWN_ROWS) if limit is None else limit or None
     if sort == "age" and wanted.is_all:  # the folders' names tell their order: no more is read than is shown
@@ -57,7 +58,7 @@ def show(folder: Path, wanted: Wanted, sort: str, limit: int | None, display: Di
     else:
         found = [runrows.row_of(path, started) for path, started in folders]
         found = [row for row in found if _is_wanted(row, wanted)]
-        chosen = _satisfying(found, conditions, wanted.where)
+        chosen = _satisfying(found, asked)
         rows, total = sorted(chosen, key=_ORDERS[sort])[:most], len(chosen)
     _say(folder, rows[:SHOWN_ROWS] if limit is None else rows, total, len(folders), display)
     return {"path": str(folder), "total": total, "runs": [_as_json(row) for row in rows]}
@@ -85,40 +86,29 @@ def _usage(folder: Path, message: str) -> SpecError:
 
 # -- which of them, and in which order -------------------------------------------------------------------
 
-Condition = tuple[str, Callable[[float], bool]]
-
-
-def _condition(text: str) -> Condition:
-    """(metric, whether a value satisfies) of 'accuracy>0.8'."""
-    match = re.fullmatch(r"\s*([a-z0-9_]+)\s*(<=|>=|<|>)\s*([-+0-9.eE]+)\s*", text)
-    try:
-        if match:
-            limit, compare = float(match[3]), _COMPARISONS[match[2]]
-            return match[1], lambda value: bool(compare(value, limit))
-    except ValueError:
-        pass
-    message = "write a metric, <, <=, > or >=, and a number, such as accuracy>0.8"
-    raise SpecError([Problem("", message, f"--where {text}")])
-
 
 def _value(row: Row, metric: str) -> float | None:
     return row.elapsed_s if metric == "elapsed_s" else row.metrics.get(metric)
 
 
-def _satisfying(rows: Sequence[Row], conditions: Sequence[Condition], written: Sequence[str]) -> list[Row]:
-    """A run that lacks the metric is left out; a metric that none has is most likely a mistake."""
-    for (metric, _), text in zip(conditions, written, strict=True):
-        if rows and all(_value(row, metric) is None for row in rows):
+def _satisfying(rows: Sequence[Row], asked: Sequence[Condition]) -> list[Row]:
+    """A run that lacks the metric is left out; a metric that none has, or a number that it cannot be, is most likely a
+    mistake. Raises SpecError."""
+    problems = []
+    for one in asked:
+        message = one.out_of_range()
+        if rows and all(_value(row, one.metric) is None for row in rows):
             known = sorted({name for row in rows for name in row.metrics} | {"elapsed_s"})
-            message = f"no run here has {metric}; there are {shown(known, 30)}"
-            raise SpecError([Problem("", message, f"--where {text}")])
-    return [row for row in rows if all(_holds(row, one) for one in conditions)]
+            message = f"no run here has {one.metric}; there are {shown(known, 30)}"
+        problems += [one.problem(message)] if message else []
+    if problems:
+        raise SpecError(problems)
+    return [row for row in rows if all(_holds(row, one) for one in asked)]
 
 
 def _holds(row: Row, condition: Condition) -> bool:
-    metric, satisfied = condition
-    value = _value(row, metric)
-    return value is not None and satisfied(value)
+    value = _value(row, condition.metric)
+    return value is not None and condition.is_met(value)
 
 
 def _is_wanted(row: Row, wanted: Wanted) -> bool:
@@ -153,7 +143,7 @@ def _say(folder: Path, rows: Sequence[Row], total: int, of: int, display: Displa
     now, is_wide = datetime.now().timestamp(), display.width >= WIDE
     columns: dict[str, Callable[[Row], str]] = {
         "run": lambda row: row.path.name,
-        "state": lambda row: row.state,
+        "state": lambda row: row.state_in_words,
         "accuracy, %": partial(_result, with_epoch=is_wide),
         "source": _source_change,
         "took": lambda row: _duration(row.elapsed_s) if is_wide else "",
@@ -167,7 +157,9 @@ def _say(folder: Path, rows: Sequence[Row], total: int, of: int, display: Displa
     if total > len(rows):
         display.result(f"{len(rows):,} of {counted(total, 'run')}; --limit 0 shows all")
     for row in islice((row for row in rows if row.reason), REASONS_SHOWN):
-        display.result(f"{row.path.name}: {row.state}: {row.reason}")
+        begin = f"{row.path.name}: {row.state_in_words}: "
+        reason = row.reason.rpartition("gate missed: ")[2] if row.state_in_words == "gate missed" else row.reason
+        display.result(begin + shortened(reason, max(display.width - len(begin), LEAST_REASON)))
     for line in _how_to_go_on(rows):
         display.result(line)
 
@@ -203,9 +195,31 @@ def _how_to_go_on(rows: Sequence[Row]) -> Iterator[str]:
         which = f"the latest of {len(stopped)} that were" if len(stopped) > 1 else "the one that was"
         command = f"transferctl {stopped[0].verb} --resume {_quoted(stopped[0].path)}"
         yield f"to go on with {which} interrupted: {command}"
-    if finished := [row for row in rows if row.state == "finished" and row.verb in ("extract", "finetune")]:
-        two = " ".join(_quoted(row.path) for row in islice(finished, 2))
-        yield f"to {'compare two' if len(finished) > 1 else 'look at one'}: transferctl report {two}"
+    if pair := _worth_comparing(rows):
+        named = " ".join(_quoted(row.path) for row in pair)
+        yield f"to {'compare two' if len(pair) > 1 else 'look at one'}: transferctl report {named}"
+
+
+def _worth_comparing(rows: Sequence[Row]) -> list[Row]:
+    """The first that is finished, and the next of another verb or spec; the runs inside a baseline, which have another
+    seed alone, are parts of one."""
+    names = {row.name for row in rows}
+    finished = [
+        row
+        for row in rows
+        if row.state == "finished"
+        and row.verb in ("extract", "finetune")
+        and re.sub(r"-seed\d+$", "", row.name) not in names - {row.name}
+    ]
+    others = (row for row in finished[1:] if row.verb != finished[0].verb or _spec(row) != _spec(finished[0]))
+    return [*finished[:1], *islice(others, 1)]
+
+
+def _spec(row: Row) -> str:
+    try:
+        return jsontext.read_text(row.path / "spec.yaml")
+    except (OSError, ValueError):
+        return ""
 
 
 def _quoted(path: Path) -> str:
@@ -217,5 +231,5 @@ def _as_json(row: Row) -> dict[str, Any]:
     return {
         "run": str(row.path), "name": row.name, "verb": row.verb, "state": row.state, "started": started,
         "elapsed_s": row.elapsed_s, "split": row.split, "metrics": dict(row.metrics), "epoch": row.epoch,
-        "reason": row.reason,
+        "exit_code": row.exit_code, "reason": row.reason,
     }  # fmt: skip

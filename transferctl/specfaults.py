@@ -28,7 +28,7 @@ def explain(
         if key in parents and all(detail["type"] in {*_SAY_WHAT_IS_WANTED, "too_short"} for detail in group):
             continue  # the union's other branch, or the list's item, already says what is wrong inside
         if not any(_follows(detail, key, told) for detail in group):
-            yield Problem(dotted(key), _sentence(key, group), where_of(positions, key))
+            yield Problem(dotted(key), _sentence(key, group, tree), where_of(positions, key))
 
 
 def _follows(detail: ErrorDetails, key: Key, told: set[str]) -> bool:
@@ -89,11 +89,11 @@ _PATTERNS = {
 _PLAIN = {"a whole number": "int", "a number": "float", "true or false": "bool"}
 
 
-def _sentence(key: Key, group: Sequence[ErrorDetails]) -> str:
+def _sentence(key: Key, group: Sequence[ErrorDetails], tree: Any) -> str:
     kinds = {detail["type"]: detail for detail in reversed(group)}
     value = group[0]["input"]
     if "extra_forbidden" in kinds:
-        return f"is not a setting{_suggest_key(key)}"
+        return f"is not a setting{_suggest_key(key, tree)}"
     if "missing" in kinds:
         last = group[-1]["loc"][-1]
         return f"must have {last + 1} items, not {len(value)}" if isinstance(last, int) else _missing(key)
@@ -160,8 +160,9 @@ def _either(words: Sequence[str]) -> str:
 # -- suggestions --------------------------------------------------------------------------------------
 
 
-def _suggest_key(key: Key) -> str:
-    """The nearest sibling, else the nearest key anywhere whose last part is close."""
+def _suggest_key(key: Key, tree: Any) -> str:
+    """The nearest sibling, else the nearest key anywhere whose last part is close: of a group that the spec has, before
+    one that it lacks; of equals the one less deep, and the target's before the source's."""
     written, parent = str(key[-1]), key[:-1]
     settings = all_settings()
     siblings = [name[-1] for name in settings if name[:-1] == tuple(p for p in parent if isinstance(p, str))]
@@ -169,9 +170,11 @@ def _suggest_key(key: Key) -> str:
         return " of the kind chosen here"
     if near := difflib.get_close_matches(written, siblings, 1, 0.6):
         return f"; did you mean {dotted((*parent, near[0]))}?"
-    lasts = {name[-1]: dotted(name) for name in sorted(settings, key=len, reverse=True)}
-    if near := difflib.get_close_matches(written, lasts, 1, 0.75):
-        return f"; did you mean {lasts[near[0]]}?"
+    if near := difflib.get_close_matches(written, {name[-1] for name in settings}, 1, 0.75):
+        called = [name for name in settings if name[-1] == near[0]]
+        has = tree if isinstance(tree, dict) else {}
+        best = min(called, key=lambda name: (name[0] not in has, len(name), name[0] == "source"))
+        return f"; did you mean {dotted(best)}?"
     return f"; known here: {', '.join(siblings)}" if siblings else ""
 
 

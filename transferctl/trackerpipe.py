@@ -8,7 +8,6 @@ What the pipe does not take is kept, up to BACKLOG. At the end all trackers toge
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from transferctl import jsontext
 from transferctl.display import Display, appended
 from transferctl.errors import TransferctlError
+from transferctl.forked import closed_in_children
 
 if TYPE_CHECKING:
     from transferctl.runs import Run
@@ -45,7 +45,6 @@ class TrackerProcess:
         self._hears = -1
         self._heard, self._waiting = b"", bytearray()
         self._is_off = self._is_ended = False
-        self._earlier = last_steps(run.path / "metrics.jsonl") if run.is_resumed else {}
 
     def begin(self) -> None:
         try:
@@ -53,13 +52,12 @@ class TrackerProcess:
         except OSError as error:
             self._off(f"cannot be started: {error.strerror}")
             return
-        _ours.update(self._descriptors())
+        closed_in_children.update(self._descriptors())
         replay = (self._run.path / "metrics.jsonl").stat().st_size if self._run.is_resumed else 0
         self._send(
             begin={
                 "tracker": self._name, "settings": self._settings, "run": str(self._run.path.absolute()),
-                "verb": self._run.summary["verb"], "parameters": self._parameters, "earlier": self._earlier,
-                "replay": replay,
+                "verb": self._run.summary["verb"], "parameters": self._parameters, "replay": replay,
             }
         )  # fmt: skip
 
@@ -184,14 +182,14 @@ class TrackerProcess:
                 process.wait(1)
         self._close_pipe()
         if self._hears >= 0:
-            _ours.discard(self._hears)
+            closed_in_children.discard(self._hears)
             os.close(self._hears)
             self._hears = -1
 
     def _close_pipe(self) -> None:
         assert self._process is not None and self._process.stdin is not None
         if not self._process.stdin.closed:
-            _ours.discard(self._process.stdin.fileno())
+            closed_in_children.discard(self._process.stdin.fileno())
             self._process.stdin.close()
 
 
@@ -200,30 +198,3 @@ def close(trackers: Sequence[TrackerProcess]) -> None:
     deadline = time.monotonic() + PATIENCE_S
     for tracker in trackers:
         tracker.close(deadline)
-
-
-def last_steps(path: Path) -> dict[str, int]:
-    """The last step of each split in metrics.jsonl; 0 for a split without steps. Other lines are passed over."""
-    found: dict[str, int] = {}
-    with suppress(OSError), path.open("rb") as file:
-        for line in file:
-            with suppress(ValueError):
-                values = jsontext.loads(line.decode("utf-8", "replace"))
-                if isinstance(values, dict):
-                    split, step = str(values.get("split")), values.get("step", 0)
-                    found[split] = max(found.get(split, 0), step if isinstance(step, int) else 0)
-    return found
-
-
-_ours: set[int] = set()
-
-
-def _close_in_child() -> None:
-    """A worker that outlives the run for a moment must not keep a tracker waiting."""
-    for descriptor in _ours:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
-    _ours.clear()
-
-
-os.register_at_fork(after_in_child=_close_in_child)

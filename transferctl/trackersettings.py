@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, create_model
@@ -20,7 +21,8 @@ def trackers_shorthand(value: Any) -> Any:
         value = [] if value == "none" else [value]
     if isinstance(value, list | tuple):
         if unknown := [name for name in value if name not in NAMES]:
-            context = {"wanted": f"{WANTED}; there is no {unknown[0]}"}
+            name = unknown[0] if isinstance(unknown[0], str) else json.dumps(unknown[0], default=str)
+            context = {"wanted": f"{WANTED}; there is no {name}"}
             raise PydanticCustomError("wrong_form", "must be {wanted}", context)
         return {name: {} for name in value}
     return as_mapping(value, WANTED)

@@ -60,17 +60,17 @@ class Tracker(Protocol):
 
 
 @dataclass(frozen=True)
-class Told:
-    """settings: of each tracker, by its name; parameters: as trackers get them."""
+class Trackers:
+    """Those that hear of a run. settings: of each tracker, by its name; parameters: as trackers get them."""
 
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
-def told_by(spec: Spec) -> Told:
+def chosen_by(spec: Spec) -> Trackers:
     values = spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     del values["trackers"]
-    return Told(
+    return Trackers(
         {name: settings.model_dump(mode="json") for name, settings in spec.trackers.chosen().items()}, flat(values)
     )
 
@@ -105,11 +105,11 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @contextmanager
-def telling(told: Told, run: Run, display: Display) -> Iterator[Sequence[TrackerProcess]]:
+def telling(asked: Trackers, run: Run, display: Display) -> Iterator[Sequence[TrackerProcess]]:
     """The trackers of a run. For a resumed one they begin with its first metrics: it may yet be refused, and then stays
     as it was."""
     trackers = [
-        TrackerProcess(name, settings, told.parameters, run, display) for name, settings in told.settings.items()
+        TrackerProcess(name, settings, asked.parameters, run, display) for name, settings in asked.settings.items()
     ]
     try:
         if not run.is_resumed:

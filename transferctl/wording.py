@@ -51,6 +51,17 @@ def one_line(error: object, most: int = 200) -> str:
     return words or (type(error).__name__ if isinstance(error, BaseException) else "")
 
 
+def shortened(text: str, most: int) -> str:
+    """In one printable line of at most so many characters, cut at a word; what stands after the last semicolon is kept:
+    there a message says what to do."""
+    words = printable(" ".join(text.split()))
+    if len(words) <= most:
+        return words
+    cause, _, advice = words.rpartition("; ")
+    ending = f" …; {advice}" if cause and len(advice) < most // 2 else " …"
+    return words[: most - len(ending)].rsplit(" ", 1)[0].rstrip(";:,") + ending
+
+
 def faults_in(error: ValidationError) -> str:
     """What pydantic finds wrong with another's file: keys and why, the first few."""
     return shown([f"{'.'.join(map(str, one['loc']))}: {one_line(one['msg'])}".lstrip(": ") for one in error.errors()])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from transferctl.commands.options import RUNS, DebugOption, JsonOption
+from transferctl.commands.options import RUNS, DebugOption, JsonOption, latest_of_each
 from transferctl.commands.running import one_of, run_verb, usage
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def runs(
         one_of("--sort", sort, [*runslist.SORTS])
         if state is not None:
             one_of("--state", state, [*runrows.STATES])
+        if verb is not None:
+            one_of("--verb", verb, [*runslist.VERBS])
         if not str(folder).strip() or "\0" in str(folder):
             raise usage("DIR", "must be a folder")
 
@@ -50,7 +52,7 @@ def runs(
 
 @app.command(epilog="Example: transferctl compare runs/20261124-015703-extract-ants runs/20261124-020512-finetune-ants")
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Two run folders or more; the first is what the others are compared with.", show_default=False)],  # noqa: E501
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Two run folders or more; the first is what the others are compared with.", callback=latest_of_each, show_default=False)],  # noqa: E501
     json: JsonOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
     """Set runs side by side: what differs between their specs, their scores, and whether that is more than chance."""

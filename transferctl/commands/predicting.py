@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from transferctl.commands.options import CHECKPOINTS, HEADS, DebugOption, JsonOption, RunArgument, SetOption
+from transferctl.commands.options import (
+    CHECKPOINTS,
+    HEADS,
+    SEVERAL_RUNS,
+    DebugOption,
+    JsonOption,
+    RunArgument,
+    SetOption,
+    is_run,
+)
 from transferctl.commands.running import one_of, run_verb, usage
 
 if TYPE_CHECKING:
@@ -70,6 +79,11 @@ def predict(
 
 
 def _judge_paths(paths: list[str], null: bool) -> None:
+    from transferctl import runs
+
+    for path in paths:
+        if is_run(Path(path)) and runs.verb_of(Path(path)) is not None:  # images may lie beside a summary of others
+            raise usage(path, f"is a run, not images; {SEVERAL_RUNS}")
     if "" in paths:
         raise usage("PATH", "is empty; perhaps a variable is not set")
     if paths.count("-") > 1:

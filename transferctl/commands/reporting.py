@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from transferctl.commands.options import DebugOption, JsonOption
+from transferctl.commands.options import PATTERN, DebugOption, JsonOption, latest_of_each
 from transferctl.commands.running import run_verb
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ app = typer.Typer()
 @app.command(epilog="Example: transferctl report runs/20261124-015703-extract-ants-bees")
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN…", help="Run folders; several are shown side by side.", show_default=False)  # noqa: E501
+        list[Path], typer.Argument(metavar="RUN…", help=f"Run folders; several are shown side by side; {PATTERN}.", callback=latest_of_each, show_default=False)  # noqa: E501
     ],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Where the page goes; default: RUN/report.html, of several runs report.html.", show_default=False)  # noqa: E501

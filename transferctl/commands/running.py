@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from transferctl import signals
+from transferctl.commands.options import SEVERAL_RUNS, is_run
 from transferctl.errors import ExitCode, Problem, SpecError, Terminated, TransferctlError, ending
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def train(
             raise usage("", f"name the SPEC, or a run to go on with by --resume RUN; see transferctl {name} --help")
         if resume is None and allowed:
             raise usage("--allow", "is for --resume RUN, and names what may differ from that run")
+        if resume is not None and spec is not None and is_run(spec):
+            raise usage(str(spec), f"is a run, not a spec; {SEVERAL_RUNS}")
         if resume is None:
             assert spec is not None
             return load_spec(spec, overrides)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -11,6 +11,7 @@ from transferctl.commands.options import (
     RUNS,
     AllowOption,
     DebugOption,
+    FromOption,
     JsonOption,
     OptionalSpec,
     ResumeOption,
@@ -75,8 +76,7 @@ def extract(
     epilog="Example: transferctl finetune configs/ants-bees-finetune.yaml --from runs/20261124-015703-extract-ants-bees"
 )
 def finetune(
-    spec: OptionalSpec = None, set_: SetOption = None, runs_dir: RunsDirOption = RUNS,
-    from_: Annotated[Path | None, typer.Option("--from", metavar="RUN", help="Start from this run's best model.")] = None,  # noqa: E501
+    spec: OptionalSpec = None, set_: SetOption = None, runs_dir: RunsDirOption = RUNS, from_: FromOption = None,
     resume: ResumeOption = None, allow: AllowOption = None, verify: VerifyOption = False, json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:  # fmt: skip
