@@ -70,10 +70,10 @@ def main() -> None:
 
         code, message = ending(error)
         if hasattr(error, "format_message"):  # typer's usage errors; which class it is depends on its version
-            command = getattr(getattr(error, "ctx", None), "command_path", "transferctl")
-            code, message = ExitCode.SPEC, f"{error.format_message().rstrip('.')}; see {command} --help"
+            code, words = ExitCode.SPEC, error.format_message().rstrip(".") or "name a command"
+            message = f"{words}; see {getattr(getattr(error, 'ctx', None), 'command_path', 'transferctl')} --help"
             if "unexpected extra argument" in message and sum(is_run(Path(word)) for word in sys.argv[1:]) > 1:
-                message = f"{error.format_message().rstrip('.')}: {SEVERAL_RUNS}"
+                message = f"{words}: {SEVERAL_RUNS}"
         elif isinstance(error, OSError):
             silence(sys.stdout)
             message = f"stdout: cannot write: {error.strerror}"
