@@ -26,7 +26,17 @@ from transferctl.errors import DataError
 from transferctl.images import ImageFiles
 from transferctl.model import TransferModel
 from transferctl.preprocess import keyed_randomness, normalise
-from transferctl.reporting import attribution, embedding, figures, gather, html, predictions, quality, thumbnails
+from transferctl.reporting import (
+    attribution,
+    embedding,
+    figures,
+    gather,
+    html,
+    metricsfile,
+    predictions,
+    quality,
+    thumbnails,
+)
 from transferctl.reporting.figures import Line, Point
 from transferctl.reporting.gather import Interval
 from transferctl.reporting.headline import Bar
@@ -229,7 +239,7 @@ def test_a_file_without_a_line_end_is_not_read_into_memory(tmp_path: Path, head:
 
 
 def test_of_many_epochs_some_are_drawn_and_always_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather, "MOST_LINES", 10)
+    monkeypatch.setattr(metricsfile, "MOST_LINES", 10)
     rows = [{"split": split, "epoch": i} for i in range(1, 1001) for split in ("train", "val", "other")]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows) + '{"split": "val", "ep')
     record = gather.gather(tmp_path)
