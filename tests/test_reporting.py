@@ -295,7 +295,11 @@ def test_each_point_of_the_map_is_named() -> None:
         element.text for element in ElementTree.fromstring(str(picture)).iter("{http://www.w3.org/2000/svg}title")
     ]
     assert sorted(filter(None, titles)) == sorted(point.title for point in points)
-    assert "_ants" in picture and "wrong" in picture
+    entries = list(figures.legend(points, {0: "_ants", 1: "bees"}))
+    assert [(one.label, one.colour) for one in entries] == [
+        ("_ants", "var(--c1)"), ("bees", "var(--c2)"), ("wrong", ""),
+    ]  # fmt: skip
+    assert figures.MARKER_PATHS.keys() == set(figures.MARKERS)
 
 
 def test_an_axis_holds_all_its_bars() -> None:
