@@ -135,7 +135,8 @@ def test_the_page_of_several_runs_has_the_same_pairs(two: Any) -> None:
     one, other, *_ = two
     page = comparison.of([gather(one), gather(other)]).html
     (pair,) = beside.against_first([gather(one), gather(other)]).pairs
-    assert "McNemar" in page and f"{100 * pair.difference:+.1f}" in page and f'<td class="n">{pair.gained}</td>' in page
+    assert "McNemar" in page and f"{100 * pair.difference:+.1f}" in page
+    assert f'data-label="it alone right">{pair.gained}</td>' in page
 
 
 PROBE = {

@@ -401,7 +401,7 @@ def test_runs_side_by_side_begin_with_what_differs_between_their_specs(work: dic
     assert (done.exit_code, done.stdout) == (0, f"{out}\n")
     text = out.read_text()
     assert sections(text)[:2] == ["differences", "scores"]
-    row = re.search(r'<th scope="row">from</th><td>(.*?)</td><td>(.*?)</td>', text)
+    row = re.search(r'<th scope="row">from</th><td data-label="A">(.*?)</td><td data-label="B">(.*?)</td>', text)
     assert row and row.groups() == ("-", str(work["extract"]))
     assert "not the same images" not in text
 

@@ -41,6 +41,7 @@ from transferctl.reporting.figures import Line, Point
 from transferctl.reporting.gather import Interval
 from transferctl.reporting.headline import Bar
 from transferctl.reporting.predictions import Prediction
+from transferctl.reporting.recording import Table
 
 # -- evidence -----------------------------------------------------------------------------------------
 
@@ -314,6 +315,12 @@ def test_metrics_have_four_decimals() -> None:
     assert [html.decimals(value) for value in (0.061, 0.00294512, 0.88, 1, -1234.5, 1e300)] == [
         "0.0610", "0.0029", "0.8800", "1.0000", "-1,234.5000", "1e+300",
     ]  # fmt: skip
+
+
+def test_a_column_of_numbers_is_one_also_where_some_are_text() -> None:
+    table = Table("t", ("", "number", "some"), (("unreadable", 0, 7), ("largest over smallest", "1.0", "")))
+    assert html.numbers(table) == [False, True, True]
+    assert html.numbers(Table("t", ("", "kinds"), (("a", 3), ("b", "RGB 7")))) == [False, False]
 
 
 def test_half_an_interval_is_none() -> None:
