@@ -171,7 +171,7 @@ def test_a_run_without_an_end_has_the_score_of_its_last_epoch(
     (killed / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows) + '{"split": "val", "ep')
     made = page.of(gather(killed))
     assert gather(killed).state == state and "81.6<small>%" in made.html and "<b>so far, epoch 2</b>" in made.html
-    assert "No model was scored yet" not in made.html and "accuracy on 49 validation images" in made.html
+    assert "No model was scored" not in made.html and "accuracy on 49 validation images" in made.html
     failed = "the run failed before it had a checkpoint: the loss is nan"
     assert made.missing["model"] == failed if state == "failed" else "was stopped" in made.missing["model"]
     done = CliRunner().invoke(app, ["compare", str(killed), str(two[0])])

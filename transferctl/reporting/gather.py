@@ -89,8 +89,7 @@ class RunRecord:
     @property
     def is_solved(self) -> bool:
         """Whether L-BFGS found its head on training data: without epochs or rate, and validation data chose nothing."""
-        solver = self.spec.head.solver if self.spec else ""
-        return self.verb == "extract" and (solver == "lbfgs" or bool(checked.mapping(self.summary.get("probe"))))
+        return _is_solved(self.verb, self.spec, self.summary)
 
     @property
     def best_epoch(self) -> int | None:
@@ -123,7 +122,9 @@ def gather(path: Path) -> RunRecord:
     if state == "running" and not lock.is_held(path):
         state = "interrupted"
     text = _text_of(path / "spec.yaml")
+    spec = _spec(path / "spec.yaml") if text else None
     metrics, unshown = metricsfile.read(path / "metrics.jsonl")
+    so_far = _so_far(metrics["val"], by_epoch=not _is_solved(verb, spec, summary))
     return RunRecord(
         path=path,
         verb=verb,
@@ -133,11 +134,11 @@ def gather(path: Path) -> RunRecord:
         summary=summary,
         environment=runs.read_environment(path),
         spec_text=text,
-        spec=_spec(path / "spec.yaml") if text else None,
+        spec=spec,
         settings=_settings(path / "spec.yaml", text),
         metrics=metrics,
         unshown=unshown,
-        scores=tuple(_scores(verb, summary) or ([] if state == "finished" else _so_far(metrics["val"]))),
+        scores=tuple(_scores(verb, summary) or ([] if state == "finished" else so_far)),
     )
 
 
@@ -184,11 +185,16 @@ def _scores(verb: str, summary: Mapping[str, Any]) -> list[Score]:
     return [score for score in found if score.accuracy is not None]
 
 
-def _so_far(rows: Sequence[Mapping[str, Any]]) -> list[Score]:
+def _is_solved(verb: str, spec: Spec | None, summary: Mapping[str, Any]) -> bool:
+    solver = spec.head.solver if spec else ""
+    return verb == "extract" and (solver == "lbfgs" or bool(checked.mapping(summary.get("probe"))))
+
+
+def _so_far(rows: Sequence[Mapping[str, Any]], *, by_epoch: bool) -> list[Score]:
     """The last validation of a run without an end. rows: of metrics.jsonl."""
     if not rows:
         return []
-    last, epoch = rows[-1], checked.count(rows[-1].get("epoch"))
+    last, epoch = rows[-1], checked.count(rows[-1].get("epoch")) if by_epoch else None
     metrics = {key: value for key, value in last.items() if key not in ("step", "epoch")}
     score = replace(score_of(metrics, "val"), so_far="so far" if epoch is None else f"so far, epoch {epoch}")
     return [] if score.accuracy is None else [score]
