@@ -14,7 +14,7 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from transferctl.cli import app
-from transferctl.reporting import beside, comparison
+from transferctl.reporting import beside, comparison, page
 from transferctl.reporting.gather import gather
 
 Invoke = Callable[..., tuple[int, dict[str, Any]]]
@@ -135,4 +135,45 @@ def test_the_page_of_several_runs_has_the_same_pairs(two: Any) -> None:
     one, other, *_ = two
     page = comparison.of([gather(one), gather(other)]).html
     (pair,) = beside.against_first([gather(one), gather(other)]).pairs
-    assert "McNemar" in page and f"{100 * pair.difference:+.1f}" in page and f'<td class="n">{pair.gained}</td>' in page
+    assert "McNemar" in page and f"{100 * pair.difference:+.1f}" in page
+    assert f'data-label="it alone right">{pair.gained}</td>' in page
+
+
+PROBE = {
+    "iterations": 63, "converged": True, "regularisation": 3.16, "folds": 5,
+    "cross_validation": [{"regularisation": alpha, "loss": 0.5, "standard_error": 0.01, "accuracy": 0.7}
+                         for alpha in (3.16, 1.0)],
+}  # fmt: skip
+
+
+def test_a_head_that_was_solved_has_no_epochs(two: Any, tmp_path: Path) -> None:
+    _, other, before, _ = two
+    solved = a_run(tmp_path / "solved", before, spec="name: a\nhead: {solver: lbfgs}", probe=PROBE)
+    for run, epochs in ((solved, [63]), (other, [1, 2])):
+        rows = [{"split": "val", "epoch": epoch, "accuracy": 0.5, "loss": 1} for epoch in epochs]
+        (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    text = page.of(gather(solved)).html
+    assert "converged in 63 iterations" in text and "α = 3.16 was chosen by cross-validation in 5 folds" in text
+    assert text.count('<tr class="chosen">') == 1 and 'id="curves"' not in text
+    assert not [words for words in ("chose the epoch", "Epoch ", "learning rate", "kept") if words in text]
+    text = page.of(gather(other)).html
+    assert "chose the epoch" in text and 'id="curves"' in text and 'id="solution"' not in text
+    both = comparison.of([gather(solved), gather(other)]).html
+    assert "Validation accuracy: B from" in both and "A has none: the head was solved" in both
+
+
+@pytest.mark.parametrize(("status", "state"), [("running", "interrupted"), ("failed", "failed")])
+def test_a_run_without_an_end_has_the_score_of_its_last_epoch(
+    status: str, state: str, two: Any, tmp_path: Path, invoke: Invoke
+) -> None:
+    killed = a_run(tmp_path / "killed", np.ones(0), best=None, status=status, error="the loss is nan")
+    rows = [{"split": "val", "step": 7 * i, "epoch": i, "n": 49, "accuracy": 0.8 + i / 125} for i in (1, 2)]
+    (killed / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows) + '{"split": "val", "ep')
+    made = page.of(gather(killed))
+    assert gather(killed).state == state and "81.6<small>%" in made.html and "<b>so far, epoch 2</b>" in made.html
+    assert "No model was scored" not in made.html and "accuracy on 49 validation images" in made.html
+    failed = "the run failed before it had a checkpoint: the loss is nan"
+    assert made.missing["model"] == failed if state == "failed" else "was stopped" in made.missing["model"]
+    done = CliRunner().invoke(app, ["compare", str(killed), str(two[0])])
+    assert "81.6, so far, epoch 2" in " ".join(done.stdout.split()) and state in done.stdout
+    assert invoke("compare", killed, two[0])[1]["runs"][0]["scores"]["val"]["accuracy"] == pytest.approx(0.816)

@@ -73,8 +73,8 @@ def opened(browser: Any) -> Iterator[Callable[..., Any]]:
     """opened(path, width, scheme): the page, with what it said and asked for; requests are refused."""
     contexts = []
 
-    def open_page(path: Path, width: int = 1200, scheme: str = "light") -> Any:
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    def open_page(path: Path, width: int = 1200, scheme: str = "light", **options: Any) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
         contexts.append(context)
         shown = context.new_page()
         shown.said, shown.asked = [], []
@@ -113,6 +113,28 @@ def test_nothing_is_wider_than_a_phone(pages: dict[str, Path], opened: Any, name
     shown = opened(pages[name], width=375)
     shown.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     assert shown.evaluate("document.documentElement.scrollWidth") == 375
+
+
+@pytest.mark.parametrize("name", ["few", "both"])
+@pytest.mark.parametrize("width", [375, 1200])
+def test_no_column_is_cut_off(pages: dict[str, Path], opened: Any, name: str, width: int) -> None:
+    """But those of confusion matrices and what is laid out by hand (pre)."""
+    shown = opened(pages[name], width=width)
+    shown.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    cut = "one => !one.querySelector('.matrix') && one.scrollWidth > one.clientWidth"
+    assert shown.evaluate(f"[...document.querySelectorAll('.scroll')].filter({cut}).map(one => one.innerText)") == []
+
+
+def test_on_a_phone_cells_have_labels_and_the_map_a_legend(pages: dict[str, Path], opened: Any) -> None:
+    shown = opened(pages["both"], width=375)
+    label = "getComputedStyle(document.querySelector('#top ~ section td:last-child'), '::before').content"
+    assert shown.evaluate(label) == '"state"'
+    shown = opened(pages["many"], width=375, is_mobile=True, has_touch=True)
+    assert shown.locator(".pointer").is_hidden()
+    shown = opened(pages["few"], width=375)
+    assert shown.locator(".pointer").is_visible()
+    assert all(box["height"] >= 12 for box in [one.bounding_box() for one in shown.locator(".legend li").all()])
+    assert shown.locator(".legend li").count() >= 3
 
 
 def test_dark_is_dark_in_page_and_figures(pages: dict[str, Path], opened: Any) -> None:

@@ -26,11 +26,22 @@ from transferctl.errors import DataError
 from transferctl.images import ImageFiles
 from transferctl.model import TransferModel
 from transferctl.preprocess import keyed_randomness, normalise
-from transferctl.reporting import attribution, embedding, figures, gather, html, predictions, quality, thumbnails
+from transferctl.reporting import (
+    attribution,
+    embedding,
+    figures,
+    gather,
+    html,
+    metricsfile,
+    predictions,
+    quality,
+    thumbnails,
+)
 from transferctl.reporting.figures import Line, Point
 from transferctl.reporting.gather import Interval
 from transferctl.reporting.headline import Bar
 from transferctl.reporting.predictions import Prediction
+from transferctl.reporting.recording import Table
 
 # -- evidence -----------------------------------------------------------------------------------------
 
@@ -229,7 +240,7 @@ def test_a_file_without_a_line_end_is_not_read_into_memory(tmp_path: Path, head:
 
 
 def test_of_many_epochs_some_are_drawn_and_always_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather, "MOST_LINES", 10)
+    monkeypatch.setattr(metricsfile, "MOST_LINES", 10)
     rows = [{"split": split, "epoch": i} for i in range(1, 1001) for split in ("train", "val", "other")]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows) + '{"split": "val", "ep')
     record = gather.gather(tmp_path)
@@ -285,7 +296,11 @@ def test_each_point_of_the_map_is_named() -> None:
         element.text for element in ElementTree.fromstring(str(picture)).iter("{http://www.w3.org/2000/svg}title")
     ]
     assert sorted(filter(None, titles)) == sorted(point.title for point in points)
-    assert "_ants" in picture and "wrong" in picture
+    entries = list(figures.legend(points, {0: "_ants", 1: "bees"}))
+    assert [(one.label, one.colour) for one in entries] == [
+        ("_ants", "var(--c1)"), ("bees", "var(--c2)"), ("wrong", ""),
+    ]  # fmt: skip
+    assert figures.MARKER_PATHS.keys() == set(figures.MARKERS)
 
 
 def test_an_axis_holds_all_its_bars() -> None:
@@ -300,6 +315,12 @@ def test_metrics_have_four_decimals() -> None:
     assert [html.decimals(value) for value in (0.061, 0.00294512, 0.88, 1, -1234.5, 1e300)] == [
         "0.0610", "0.0029", "0.8800", "1.0000", "-1,234.5000", "1e+300",
     ]  # fmt: skip
+
+
+def test_a_column_of_numbers_is_one_also_where_some_are_text() -> None:
+    table = Table("t", ("", "number", "some"), (("unreadable", 0, 7), ("largest over smallest", "1.0", "")))
+    assert html.numbers(table) == [False, True, True]
+    assert html.numbers(Table("t", ("", "kinds"), (("a", 3), ("b", "RGB 7")))) == [False, False]
 
 
 def test_half_an_interval_is_none() -> None:

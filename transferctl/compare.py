@@ -12,7 +12,7 @@ from transferctl.display import Display
 from transferctl.errors import CheckpointError, Problem, SpecError
 from transferctl.reporting import beside, checked
 from transferctl.reporting.beside import Paired
-from transferctl.reporting.gather import Interval, RunRecord, gather
+from transferctl.reporting.gather import Interval, RunRecord, Score, gather
 from transferctl.specdifferences import differing
 from transferctl.wording import shown
 
@@ -54,7 +54,7 @@ def _scores(runs: Sequence[RunRecord]) -> list[list[str]]:
             next((score for score in one.scores if (one.domain, score.split) == (domain, split)), None) for one in runs
         ]
         where = f"source {split}" if domain == "source" else split
-        rows.append([f"{where} accuracy, %", *(_percent(score.accuracy) if score else "" for score in scores)])
+        rows.append([f"{where} accuracy, %", *(_accuracy(score) if score else "" for score in scores)])
         for key, words in SCALARS.items():
             values = [score.scalars.get(key) if score else None for score in scores]
             if any(value is not None for value in values):
@@ -63,6 +63,10 @@ def _scores(runs: Sequence[RunRecord]) -> list[list[str]]:
     rows += [["source accuracy, points", *changes]] if any(changes) else []
     times = [checked.number(one.summary.get("elapsed_s")) for one in runs]
     return [*rows, ["seconds", *("" if time is None else f"{time:.1f}" for time in times)]]
+
+
+def _accuracy(score: Score) -> str:
+    return _percent(score.accuracy) + (f", {score.so_far}" if score.so_far else "")
 
 
 def _percent(value: Interval | None, sign: str = "") -> str:

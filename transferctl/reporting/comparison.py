@@ -49,6 +49,7 @@ def of(runs: Sequence[RunRecord]) -> Page:
         "left_out": [str(one) for one in compared.left_out],
         "not_the_same": beside.not_the_same(runs),
         "figures": _curves(runs),
+        "solved": [name for name, run in _labelled(runs) if run.is_solved],
         "forgetting": [course.forgetting(run) for run in runs],
         "classes": _classes(runs),
         "classes_on": _headline_on(runs),
@@ -84,18 +85,19 @@ def _scores(runs: Sequence[RunRecord]) -> list[tuple[str, list[Bar]]]:
     for name, run in _labelled(runs):
         for score in run.scores:
             if score.accuracy is not None:
-                bar = Bar(f"{name}: {run.name}", headline.images_of(run, score), score.accuracy)
+                bar = Bar(f"{name}: {run.name}", headline.noted(run, score), score.accuracy)
                 found.setdefault(headline.on(run, score.split), []).append(bar)
     return list(found.items())
 
 
 def _curves(runs: Sequence[RunRecord]) -> list[Markup]:
     found = []
-    for domain in dict.fromkeys(run.domain for run in runs):
+    trained = [(i, name, run) for i, (name, run) in enumerate(_labelled(runs)) if not run.is_solved]
+    for domain in dict.fromkeys(run.domain for _, _, run in trained):
         for key in ("accuracy", "loss"):
             lines = [
                 Line(name, line.xs, line.ys, i % len(SERIES))
-                for i, (name, run) in enumerate(_labelled(runs))
+                for i, name, run in trained
                 if run.domain == domain and (line := course.line(run.name, run.lines("val"), key, i)).xs
             ]
             title = f"{'source ' if domain == 'source' else ''}validation {key}"

@@ -18,7 +18,50 @@ LOSSES = {"loss": "objective", "loss_source": "L_S", "loss_target": "L_T"}
 LARGEST = 1e30  # that a picture can hold
 
 
+@dataclass(frozen=True)
+class Tried:
+    """A regularisation α that cross-validation tried: mean loss on what was left out, with its standard error, and
+    accuracy."""
+
+    alpha: float
+    loss: float
+    error: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Solution:
+    """How L-BFGS found a head. alpha: the regularisation; gradient: its largest component at the end."""
+
+    iterations: int
+    converged: bool
+    alpha: float | None
+    gradient: float | None
+    folds: int | None
+    tried: tuple[Tried, ...]
+
+
+def solution(run: RunRecord) -> Solution | None:
+    """None for a head that was trained by epochs, or not to the end."""
+    told = checked.mapping(run.summary.get("probe"))
+    iterations = checked.count(told.get("iterations"))
+    if not run.is_solved or iterations is None:
+        return None
+    tried = []
+    for row in map(checked.mapping, checked.sequence(told.get("cross_validation"))[: figures.MOST_POINTS]):
+        alpha, loss = checked.number(row.get("regularisation")), checked.number(row.get("loss"))
+        if alpha is not None and loss is not None:
+            accuracy = checked.share(row.get("accuracy"))
+            tried.append(Tried(alpha, loss, checked.number(row.get("standard_error")), accuracy))
+    alpha, gradient = checked.number(told.get("regularisation")), checked.number(told.get("gradient"))
+    folds = checked.count(told.get("folds"))
+    return Solution(iterations, told.get("converged") is True, alpha, gradient, folds, tuple(tried))
+
+
 def curves(run: RunRecord) -> list[Markup]:
+    """None of a head that was solved, whose iterations are no epochs."""
+    if run.is_solved:
+        return []
     train, val, source = (run.lines(split) for split in ("train", "val", "source_val"))
     best = None if run.best_epoch is None else float(run.best_epoch)
     found: list[Markup] = []

@@ -175,6 +175,7 @@ class FeaturesMap:
     """n: images in it, of `of`."""
 
     picture: Markup
+    legend: tuple[figures.Mark, ...]
     method: str
     n: int
     of: int
@@ -198,6 +199,7 @@ def features_map(outputs: ModelOutputs, split: Split, classes: Sequence[str]) ->
     named = {label: shown[label] for label in present} if len(present) <= figures.NAMED_CLASSES else {}
     words = f"Map of the features of {len(points)} images of {len(present)} classes"
     return FeaturesMap(
-        figures.features_map("map", points, named, words), embedding.method(len(points)), len(points), len(split),
+        figures.features_map("map", points, named, words), tuple(figures.legend(points, named)),
+        embedding.method(len(points)), len(points), len(split),
         bool(named),
     )  # fmt: skip

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from markupsafe import Markup
@@ -18,6 +18,16 @@ T = TypeVar("T")
 MOST_POINTS = 400  # of a line; more would not be seen
 NAMED_CLASSES = 8  # that have a colour each
 MARKERS = "os^DvPX*"
+MARKER_PATHS = {
+    "o": "M-4 0A4 4 0 1 0 4 0A4 4 0 1 0-4 0Z",
+    "s": "M-4-4H4V4H-4Z",
+    "^": "M0-4L4 4H-4Z",
+    "D": "M0-5L5 0L0 5L-5 0Z",
+    "v": "M0 4L4-4H-4Z",
+    "P": "M-1.5-4.5H1.5V-1.5H4.5V1.5H1.5V4.5H-1.5V1.5H-4.5V-1.5H-1.5Z",
+    "X": "M-2-4.5L0-2.5L2-4.5L4.5-2L2.5 0L4.5 2L2 4.5L0 2.5L-2 4.5L-4.5 2L-2.5 0L-4.5-2Z",
+    "*": "M0-5L1.2-1.6H4.8L1.9.6L3 4L0 1.9L-3 4L-1.9.6L-4.8-1.6H-1.2Z",
+}  # as matplotlib draws them
 RIGHT_RGB, WRONG_RGB = (70, 118, 235), (222, 84, 60)
 
 
@@ -121,11 +131,10 @@ class Point:
 def features_map(name: str, points: Sequence[Point], classes: Mapping[int, str], words: str) -> Markup:
     """classes: the names of those with a legend entry; all others share colours. Mistakes have a ring."""
     titles: dict[str, list[str]] = {}
-    with plots.figure(7.6, 4.6, **(SETTINGS | {"axes__grid": False})) as drawn:
+    with plots.figure(7.6, 4.2, **(SETTINGS | {"axes__grid": False})) as drawn:
         axes = drawn.add_subplot()
-        for order, label in enumerate(dict.fromkeys(sorted(point.label for point in points))):
+        for label, place in _places(points, classes).items():
             own = [point for point in points if point.label == label]
-            place = (order if classes else label) % len(SERIES)
             for group in ([p for p in own if p.is_right], [p for p in own if not p.is_right]):
                 if not group:
                     continue
@@ -136,21 +145,35 @@ def features_map(name: str, points: Sequence[Point], classes: Mapping[int, str],
                     [point.x for point in group], [point.y for point in group], s=26 if is_right else 58,
                     color=SERIES[place], marker=MARKERS[place], edgecolors="none" if is_right else BAD,
                     linewidths=0 if is_right else 1.8, alpha=0.85, gid=gid,
-                    label=_shown(classes.get(label)) if is_right or not any(p.is_right for p in own) else "_",
                 )  # fmt: skip
-        if any(not point.is_right for point in points):
-            look: dict[str, Any] = {"facecolors": "none", "edgecolors": BAD, "linewidths": 1.8}
-            axes.scatter([], [], s=58, label="wrong", **look)
         axes.set(xticks=[], yticks=[])
         for spine in axes.spines.values():
             spine.set_visible(False)
-        drawn.legend(loc="outside lower left", ncols=3, handletextpad=0.3, columnspacing=1.2)
         return themed(plots.svg(drawn), name, words, titles)
 
 
-def _shown(label: str | None) -> str:
-    """matplotlib leaves out of a legend what begins with an underscore."""
-    return "_" if label is None else f"\u200b{label}"
+def _places(points: Sequence[Point], classes: Mapping[int, str]) -> dict[int, int]:
+    """Of each label which of SERIES and MARKERS it has."""
+    labels = sorted({point.label for point in points})
+    return {label: (order if classes else label) % len(SERIES) for order, label in enumerate(labels)}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """An entry of the map's legend, which stands beside it as text: in the picture it shrinks with that. path: of SVG,
+    within ±5; colour: none for the ring of mistakes."""
+
+    label: str
+    path: str
+    colour: str
+
+
+def legend(points: Sequence[Point], classes: Mapping[int, str]) -> Iterator[Mark]:
+    for label, place in _places(points, classes).items():
+        if label in classes:
+            yield Mark(classes[label], MARKER_PATHS[MARKERS[place]], f"var(--c{place + 1})")
+    if any(not point.is_right for point in points):
+        yield Mark("wrong", MARKER_PATHS["o"], "")
 
 
 def trade_off(name: str, points: Sequence[tuple[float, float]], labels: Sequence[str], words: str) -> Markup:

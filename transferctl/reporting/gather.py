@@ -3,22 +3,18 @@ left out, never a crash."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from transferctl import jsontext, lock, runs, yamlfile
 from transferctl.calibration import Bin
 from transferctl.errors import SpecError
-from transferctl.reporting import checked
+from transferctl.reporting import checked, metricsfile
 from transferctl.spec import Spec
 from transferctl.yamltree import Document
 
-MOST_LINES = 1000  # of metrics.jsonl that are kept of a split; of more every second is left out, again and again
-LINE = 50_000  # characters that are looked at as one line of it
-CURVES = ("train", "val", "source_val")
 STATES = ("finished", "running", "interrupted", "failed")
 
 
@@ -48,7 +44,8 @@ class ClassRow:
 @dataclass(frozen=True)
 class Score:
     """How good a model is on one split. scalars: every metric that is a number; confusion: row true, column predicted,
-    in the order of `classes`; reliability: by `raw` and `calibrated`. All but the split may be unknown."""
+    in the order of `classes`; reliability: by `raw` and `calibrated`. All but the split may be unknown. so_far: of a
+    run without an end, in words."""
 
     split: str
     n: int | None = None
@@ -57,13 +54,14 @@ class Score:
     classes: tuple[ClassRow, ...] = ()
     confusion: tuple[tuple[int, ...], ...] = ()
     reliability: Mapping[str, tuple[Bin, ...]] = field(default_factory=dict)
+    so_far: str = ""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run, as its folder tells it. scores: the headline's first; state: finished, running, interrupted, failed,
-    stopped (killed, so that it could not say so) or unknown; settings: of the spec, as plain values; metrics: lines of
-    metrics.jsonl, by split; unshown: which of them were left out, in words."""
+    """A run, as its folder tells it. scores: the headline's first; state: finished, running, interrupted, failed or
+    unknown; settings: of the spec, as plain values; metrics: lines of metrics.jsonl, by split; unshown: which of them
+    were left out, in words."""
 
     path: Path
     verb: str
@@ -84,7 +82,19 @@ class RunRecord:
         return self.scores[0] if self.scores else None
 
     @property
+    def was_killed(self) -> bool:
+        """Interrupted so that it could not say so."""
+        return self.state == "interrupted" and self.summary.get("status") == "running"
+
+    @property
+    def is_solved(self) -> bool:
+        """Whether L-BFGS found its head on training data: without epochs or rate, and validation data chose nothing."""
+        return _is_solved(self.verb, self.spec, self.summary)
+
+    @property
     def best_epoch(self) -> int | None:
+        if self.is_solved:
+            return None
         return checked.count(checked.mapping(self.summary.get("best")).get("epoch"))
 
     @property
@@ -110,9 +120,11 @@ def gather(path: Path) -> RunRecord:
     verb, told = checked.text(summary.get("verb"), 40), summary.get("status")
     state = told if told in STATES else "unknown"
     if state == "running" and not lock.is_held(path):
-        state = "stopped"
+        state = "interrupted"
     text = _text_of(path / "spec.yaml")
-    metrics, unshown = _metrics(path / "metrics.jsonl")
+    spec = _spec(path / "spec.yaml") if text else None
+    metrics, unshown = metricsfile.read(path / "metrics.jsonl")
+    so_far = _so_far(metrics["val"], by_epoch=not _is_solved(verb, spec, summary))
     return RunRecord(
         path=path,
         verb=verb,
@@ -122,11 +134,11 @@ def gather(path: Path) -> RunRecord:
         summary=summary,
         environment=runs.read_environment(path),
         spec_text=text,
-        spec=_spec(path / "spec.yaml") if text else None,
+        spec=spec,
         settings=_settings(path / "spec.yaml", text),
         metrics=metrics,
         unshown=unshown,
-        scores=tuple(_scores(verb, summary)),
+        scores=tuple(_scores(verb, summary) or ([] if state == "finished" else so_far)),
     )
 
 
@@ -173,6 +185,21 @@ def _scores(verb: str, summary: Mapping[str, Any]) -> list[Score]:
     return [score for score in found if score.accuracy is not None]
 
 
+def _is_solved(verb: str, spec: Spec | None, summary: Mapping[str, Any]) -> bool:
+    solver = spec.head.solver if spec else ""
+    return verb == "extract" and (solver == "lbfgs" or bool(checked.mapping(summary.get("probe"))))
+
+
+def _so_far(rows: Sequence[Mapping[str, Any]], *, by_epoch: bool) -> list[Score]:
+    """The last validation of a run without an end. rows: of metrics.jsonl."""
+    if not rows:
+        return []
+    last, epoch = rows[-1], checked.count(rows[-1].get("epoch")) if by_epoch else None
+    metrics = {key: value for key, value in last.items() if key not in ("step", "epoch")}
+    score = replace(score_of(metrics, "val"), so_far="so far" if epoch is None else f"so far, epoch {epoch}")
+    return [] if score.accuracy is None else [score]
+
+
 def _classes(rows: Any) -> tuple[ClassRow, ...]:
     found = []
     for row in map(checked.mapping, checked.sequence(rows)):
@@ -206,62 +233,6 @@ def _bins(rows: Any) -> tuple[Bin, ...]:
         low, high, confidence, accuracy = (value or 0.0 for value in shares)
         found.append(Bin(low, high, n, confidence, accuracy))
     return tuple(found[:100])
-
-
-def _metrics(path: Path) -> tuple[Mapping[str, Sequence[Mapping[str, Any]]], str]:
-    """Lines that hold an object, by split, and in words what was left out. One that is cut (a run was killed, or is
-    still writing it) is passed over."""
-    found = {split: _Thinned() for split in CURVES}
-    unread = ""
-    try:
-        for number, line in enumerate(_lines(path), 1):
-            if len(line) == LINE:
-                unread = f"line {number} is longer than {LINE:,} characters, so what follows is left out"
-                break
-            row = _object(line)
-            split = row.get("split")
-            if isinstance(split, str) and split in found:
-                found[split].add(row)
-    except OSError as error:
-        unread = f"cannot be read: {error.strerror or error}"
-    thinned = [f"every {one.every:,}th line of {split} is drawn" for split, one in found.items() if one.every > 1]
-    words = "; ".join([*thinned, *([unread] if unread else [])])
-    return {split: one.rows() for split, one in found.items()}, f"metrics.jsonl: {words}" if words else ""
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """However large the file is, a line at a time."""
-    if path.is_file():  # a pipe would block
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            yield from iter(partial(file.readline, LINE), "")
-
-
-def _object(line: str) -> Mapping[str, Any]:
-    try:
-        return checked.mapping(jsontext.loads(line))
-    except ValueError:
-        return {}
-
-
-class _Thinned:
-    """Of however many rows at most MOST_LINES, evenly spread, and the last. every: of how many one is kept."""
-
-    def __init__(self) -> None:
-        self.every, self._n = 1, 0
-        self._kept: list[Mapping[str, Any]] = []
-        self._last: Mapping[str, Any] = {}
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        if self._n % self.every == 0:
-            self._kept.append(row)
-        self._last = row
-        self._n += 1
-        if len(self._kept) > MOST_LINES:
-            self._kept, self.every = self._kept[::2], 2 * self.every
-
-    def rows(self) -> Sequence[Mapping[str, Any]]:
-        is_there = not self._kept or self._kept[-1] is self._last
-        return self._kept if is_there else [*self._kept, self._last]
 
 
 def _text_of(path: Path) -> str:

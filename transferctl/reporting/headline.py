@@ -55,6 +55,11 @@ def images_of(run: RunRecord, score: Score) -> str:
     return f"{score.n:,} {where} images" if score.n is not None else f"{where} images"
 
 
+def noted(run: RunRecord, score: Score) -> str:
+    """What was scored, and of a run without an end when."""
+    return f"{images_of(run, score)}; {score.so_far}" if score.so_far else images_of(run, score)
+
+
 def some_images(n: int, of: int, where: str) -> str:
     """The images that were looked at, where they may be fewer than there are."""
     return f"{n:,} {where} images" if n == of else f"{n:,} of the {of:,} {where} images (evenly spread)"
@@ -65,7 +70,7 @@ def bars(run: RunRecord) -> list[Bar]:
     score = run.score
     if score is None or score.accuracy is None:
         return []
-    found = [Bar(f"this run, {_split_of(score)}", images_of(run, score), score.accuracy, is_own=True)]
+    found = [Bar(f"this run, {_split_of(score)}", noted(run, score), score.accuracy, is_own=True)]
     found += [
         Bar(f"this run, {_split_of(other)}", images_of(run, other), other.accuracy)
         for other in run.scores[1:]

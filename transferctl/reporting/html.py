@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,9 +15,11 @@ from markupsafe import Markup
 
 import transferctl
 from transferctl.reporting.headline import Bar
+from transferctl.reporting.recording import Table
 from transferctl.wording import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
+_NUMBER = re.compile(r"([+−-]?[\d,]+(\.\d+)?)?")
 GENERATOR = "transferctl report"  # by which a report of ours is told from another file
 
 
@@ -32,7 +35,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"percent": percent, "figure": figure, "words": in_words, "lines": printable_lines}
-    environment.filters |= {"decimals": decimals}
+    environment.filters |= {"decimals": decimals, "numbers": numbers}
     environment.filters |= {"points": points, "scale": scale, "placed": placed}
     environment.globals |= {
         "css": Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),  # noqa: S704 (our own)
@@ -73,6 +76,12 @@ def figure(value: float) -> str:
 def decimals(value: float) -> str:
     """Four places, so that a column of metrics lines up: 0.061 -> 0.0610."""
     return f"{value:,.4f}" if abs(value) < 1e6 else f"{value:.4g}"
+
+
+def numbers(table: Table) -> list[bool]:
+    """Of each column whether all that it has are numbers, also those in words ("1.0")."""
+    columns = zip(*table.rows, strict=True) if table.rows else [()] * len(table.columns)
+    return [all(isinstance(cell, int | float) or _NUMBER.fullmatch(str(cell)) for cell in one) for one in columns]
 
 
 def in_words(value: Any, most: int = 400) -> str:

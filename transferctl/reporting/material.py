@@ -60,6 +60,8 @@ def load(run: RunRecord) -> Loaded:
         if "interpolation" in run.summary:
             raise CheckpointError("weights between start and best were scored, and none of them was kept")
         trained, which = Path(checked.text(run.summary.get("evaluated"), 4000)), _checkpoint_named(run)
+    if run.state == "failed" and trained == run.path and not checkpoint.exists(trained, which):
+        raise CheckpointError(f"the run failed before it had a checkpoint: {checked.text(run.error, 160)}")
     saved = checkpoint.load(trained, which)
     model = restore(saved)
     domain = "source" if "target" not in model.heads or run.is_of_source else "target"

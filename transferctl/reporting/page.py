@@ -53,6 +53,7 @@ def of(run: RunRecord) -> Page:
         "bars": headline.bars(run),
         "baseline": headline.baseline(run),
         "metrics": headline.other_metrics(run),
+        "solution": course.solution(run),
         "curves": course.curves(run),
         "forgetting": course.forgetting(run),
         "interpolated": course.interpolated(run),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transferctl import penalising, plan
 from transferctl.reporting.gather import RunRecord
@@ -13,7 +13,8 @@ from transferctl.spec import BatchNormSettings, Spec
 
 @dataclass(frozen=True)
 class StageRow:
-    """trained: parameters that some epoch trains; rate: its learning rate; epochs: in which it trains."""
+    """trained: parameters that some epoch trains; rate: its learning rate; epochs: in which it trains; both
+    empty for a head that was solved."""
 
     name: str
     parameters: int
@@ -60,8 +61,8 @@ def of(run: RunRecord, loaded: Loaded | None) -> Plan | None:
             for name, settings in spec.penalties.chosen().items()
             if run.verb == "finetune"
         ),
-        ("optimizer", "" if _is_solved(run) else plan.optimizer(trained)),
-        ("also", "" if _is_solved(run) else plan.extras(trained)),
+        ("optimizer", "" if run.is_solved else plan.optimizer(trained)),
+        ("also", "" if run.is_solved else plan.extras(trained)),
         ("source", plan.source(spec.source) if spec.source and run.verb == "finetune" else ""),
         ("preprocessing", str(loaded.model.preprocessing) if loaded else ""),
     ]
@@ -79,11 +80,6 @@ _AS_TRAINED: dict[str, Callable[[Spec], Spec]] = {
 }
 
 
-def _is_solved(run: RunRecord) -> bool:
-    """A head that L-BFGS found: the optimizer's settings had no effect."""
-    return run.verb == "extract" and run.spec is not None and run.spec.head.solver == "lbfgs"
-
-
 def _objective(run: RunRecord, spec: Spec) -> str:
     if run.verb == "pretrain":
         return "min over θ of L_S"
@@ -96,4 +92,7 @@ def _stages(run: RunRecord, spec: Spec, loaded: Loaded) -> tuple[StageRow, ...]:
         model.freeze_head("source")
     rows = plan.stage_rows(spec, model)
     model.eval()
-    return tuple(StageRow(*row) for row in rows)
+    found = [StageRow(*row) for row in rows]
+    if run.is_solved:  # the optimizer's settings had no effect
+        found = [replace(row, rate="", epochs="") for row in found]
+    return tuple(found)
