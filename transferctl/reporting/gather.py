@@ -8,14 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from transferctl import jsontext, lock, runs, yamlfile
+from transferctl import jsontext, runrows, runs, yamlfile
 from transferctl.calibration import Bin
 from transferctl.errors import SpecError
 from transferctl.reporting import checked, metricsfile
 from transferctl.spec import Spec
 from transferctl.yamltree import Document
-
-STATES = ("finished", "running", "interrupted", "failed")
 
 
 @dataclass(frozen=True)
@@ -117,10 +115,8 @@ class RunRecord:
 def gather(path: Path) -> RunRecord:
     """A folder that is no run tells nothing: its state is unknown."""
     summary = _mapping_in(path / "summary.json")
-    verb, told = checked.text(summary.get("verb"), 40), summary.get("status")
-    state = told if told in STATES else "unknown"
-    if state == "running" and not lock.is_held(path):
-        state = "interrupted"
+    verb, state = checked.text(summary.get("verb"), 40), runrows.state_of(path, summary)
+    state = "unknown" if state == "unreadable" else state
     text = _text_of(path / "spec.yaml")
     spec = _spec(path / "spec.yaml") if text else None
     metrics, unshown = metricsfile.read(path / "metrics.jsonl")
