@@ -293,7 +293,7 @@ def test_files_are_in_the_order_of_their_names_however_a_folder_is_sorted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: int
 ) -> None:
     """Names of which one begins another, with characters that sort below and above the others."""
-    monkeypatch.setattr(listing, "RUN", run)
+    monkeypatch.setattr("transferctl.listing.RUN", run)
     names = [
         "a.jpg",
         "a!.jpg",

@@ -95,7 +95,7 @@ def show(
     points = {key: 100 * differences[key] for key in scalars(noun) if key.startswith("accuracy")}
     rows = [
         ["accuracy, %", f"{100 * before['accuracy']:.1f}", f"{100 * after['accuracy']:.1f}",
-         *_signed(points, f"accuracy_{noun}", 1)],
+         *_signed(points, f"accuracy_{noun}", 1, " points")],
         ["loss", f"{before['loss']:.4f}", f"{after['loss']:.4f}", *_signed(differences, f"loss_{noun}", 4)],
     ]  # fmt: skip
     display.table(title, ["metric", *columns, noun, "95 % interval"], rows)
@@ -113,6 +113,6 @@ def _interval(name: str, value: float, draws: np.ndarray) -> dict[str, float]:
     return {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
-def _signed(values: Mapping[str, float], name: str, digits: int) -> list[str]:
+def _signed(values: Mapping[str, float], name: str, digits: int, unit: str = "") -> list[str]:
     value, low, high = (f"{values[key]:+.{digits}f}" for key in (name, f"{name}_low", f"{name}_high"))
-    return [value, f"{low} to {high}"]
+    return [value + unit, f"{low} to {high}"]

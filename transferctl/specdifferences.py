@@ -32,8 +32,12 @@ def _shortened(values: Sequence[str]) -> list[str]:
     """At most LONGEST characters of each, among them the first that differ from the others."""
     found = []
     for value in values:
-        common = max(_common(value, other) for other in values if other != value)
-        found.append(value if len(value) <= LONGEST else _part(value, common - BEFORE if common > LONGEST // 2 else 0))
+        others = [other for other in values if other not in (value, ABSENT)]
+        common = max((_common(value, other) for other in others), default=0)
+        start = common - BEFORE if common > LONGEST // 2 else 0
+        if not others and "/" in value:  # the end of a path says more than its beginning
+            start = len(value)
+        found.append(value if len(value) <= LONGEST else _part(value, start))
     return found
 
 
