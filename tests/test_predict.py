@@ -404,7 +404,7 @@ def part_of(out: Path) -> bytes | None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_many_images_take_no_more_memory_than_few(trained: Path, photos: Path) -> None:
     used = []
-    for n in (600, 3000):
+    for n in (600, 600, 3000):  # twice: in a rare run torch does not take a buffer of 44 MB at all
         listed = b"".join(b"%s/a/%d.png\n" % (bytes(photos), i % 5) for i in range(n))
         code = (
             "import sys\nfrom transferctl.cli import app\n"
@@ -417,7 +417,7 @@ def test_many_images_take_no_more_memory_than_few(trained: Path, photos: Path) -
         done = subprocess.run(arguments, input=listed, capture_output=True, check=True, env=plain)
         assert done.stdout.count(b"\n") == n + 1
         used.append(int(done.stderr.split()[-2]))
-    assert used[1] - used[0] < 3 * 1024, used  # KiB; a list of the images would be 7 MiB more
+    assert used[2] - max(used[:2]) < 3 * 1024, used  # KiB; a list of the images would be 7 MiB more
 
 
 # -- real photographs
