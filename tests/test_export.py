@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -31,6 +29,11 @@ from transferctl.errors import ResourceError, SpecError
 from transferctl.exportable import Exportable
 from transferctl.model import TransferModel, restore
 from transferctl.preprocess import Preprocessing, evaluation_image, short_side_needed
+
+onnx, onnxruntime, _ = (  # every export here is made in all formats
+    pytest.importorskip(name, reason=f"needs {name}: pip install 'transferctl[onnx]'")
+    for name in ("onnx", "onnxruntime", "onnxscript")
+)
 
 Invoke = Callable[..., tuple[int, dict[str, Any]]]
 Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]

@@ -12,6 +12,7 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,12 @@ class Run:
     define_metric = log = finish = nothing
 def init(**k): return Run()
 """
+
+
+def needs(*libraries: str) -> pytest.MarkDecorator:
+    """A test with the real libraries, which are extras."""
+    missing = [name for name in libraries if find_spec(name) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}: pip install 'transferctl[…]'")
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +106,7 @@ def only_run(client: Any) -> Any:
 # -- what they hear ------------------------------------------------------------------------------------
 
 
+@needs("tensorboard")
 def test_tensorboard_has_every_line_of_metrics_with_its_step(tmp_path: Path) -> None:
     with start(tmp_path, told(tensorboard={})) as run:
         train(run, 1, 2, 3)
@@ -115,6 +123,7 @@ def test_tensorboard_has_every_line_of_metrics_with_its_step(tmp_path: Path) -> 
     assert 'status: "finished"' in events.Tensors("summary")[0].tensor_proto.string_val[0].decode()
 
 
+@needs("mlflow")
 def test_mlflow_has_parameters_metrics_and_how_the_run_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client = mlflow_store(tmp_path, monkeypatch)
     settings = {"uri": str(tmp_path / "mlruns"), "experiment": "pets"}
@@ -132,6 +141,7 @@ def test_mlflow_has_parameters_metrics_and_how_the_run_ended(tmp_path: Path, mon
     assert found.data.tags["transferctl.run"] == str(run.path)
 
 
+@needs("wandb")
 def test_wandb_works_offline(tmp_path: Path) -> None:
     with start(tmp_path, told(wandb={"mode": "offline", "project": "pets"})) as run:
         train(run, 1, 2)
@@ -140,6 +150,7 @@ def test_wandb_works_offline(tmp_path: Path) -> None:
     assert "off for the rest" not in (run.path / "log.txt").read_text()
 
 
+@needs("mlflow", "tensorboard", "wandb")
 def test_a_resumed_run_goes_on_in_the_same_tracker_run_and_says_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +197,7 @@ def test_a_tracker_that_was_off_hears_at_a_resume_of_what_it_missed(
     assert heard.read_text() == "1 2 3 4 5 6 "
 
 
+@needs("tensorboard")
 def test_a_tracker_that_is_added_at_a_resume_hears_of_what_was_before(tmp_path: Path) -> None:
     with pytest.raises(Terminated), start(tmp_path, told()) as run:
         train(run, 1)
@@ -303,6 +315,7 @@ def test_what_a_tracker_prints_reaches_neither_stdout_nor_stderr(tmp_path: Path,
 # -- the run itself ------------------------------------------------------------------------------------
 
 
+@needs("mlflow", "tensorboard", "wandb")
 def test_weights_and_metrics_are_the_same_bits_with_and_without(spec: Path, tmp_path: Path, invoke: Invoke) -> None:
     trackers = f"{{tensorboard: {{}}, mlflow: {{uri: {tmp_path / 'mlruns'}}}, wandb: {{mode: offline}}}}"
     found = set()
@@ -373,6 +386,7 @@ def test_a_mistake_in_trackers_is_told(written: str, said: str, spec: Path) -> N
     assert said in str(told.value)
 
 
+@needs("mlflow", "tensorboard", "wandb")
 def test_without_trackers_none_of_their_libraries_is_imported(spec: Path) -> None:
     code = (
         "import sys\nfrom transferctl import cli, runs, tracking, yamlfile\n"
@@ -383,6 +397,7 @@ def test_without_trackers_none_of_their_libraries_is_imported(spec: Path) -> Non
     assert done.stdout == "[]\n"
 
 
+@needs("mlflow", "tensorboard", "wandb")
 def test_check_says_which_trackers_would_be_told(spec: Path) -> None:
     result = CliRunner().invoke(app, ["check", str(spec), "--set", "trackers=[tensorboard, wandb]"])
     assert result.exit_code == 0 and "tensorboard, wandb" in result.output
