@@ -204,7 +204,25 @@ def test_cross_validation_is_scikit_learns_on_the_same_folds() -> None:
                 cross_val_score(model, data[0].astype(float), data[1], cv=split, scoring=scoring)[0]
                 for scoring in ("neg_log_loss", "accuracy")
             ]
-            assert [-score.losses[k], score.accuracies[k]] == pytest.approx(scores, abs=1e-3)
+            right = (score.predicted == data[1])[fold_of == k].mean()
+            assert [-score.losses[k], right] == pytest.approx(scores, abs=1e-3)
+        assert score.accuracy == (score.predicted == data[1]).mean()
+
+
+def test_each_sample_is_predicted_by_a_probe_that_has_not_seen_it_nor_chosen_its_strength_by_it() -> None:
+    x, y = _data(n=90, features=60)
+    fold_of = crossvalidation.folds(y, 3, seed=0)
+    curve = crossvalidation.cross_validate(_samples((x, y)), fold_of, (3.0, 0.3, 0.03), least_gain=0)
+    predicted = crossvalidation.out_of_fold(curve, fold_of)
+    for k in range(3):
+        kept, rest = fold_of != k, [i for i in range(3) if i != k]
+        means = np.array([score.losses[rest].mean() for score in curve])
+        error = curve[int(means.argmin())].losses[rest].std(ddof=1) / np.sqrt(2)
+        alpha = max(s.regularisation for s, mean in zip(curve, means, strict=True) if mean <= means.min() + error)
+        model = make_pipeline(
+            StandardScaler(), LogisticRegression(C=1 / (kept.sum() * alpha), tol=1e-8, max_iter=5000)
+        ).fit(x[kept], y[kept])
+        assert (model.predict(x[~kept]) == predicted[~kept]).mean() > 0.95  # float32 may turn a tie
 
 
 def test_folds_share_out_each_class_and_follow_the_seed() -> None:
@@ -218,14 +236,14 @@ def test_folds_share_out_each_class_and_follow_the_seed() -> None:
 
 
 def test_the_smallest_class_limits_the_folds_and_one_sample_of_a_class_is_an_error() -> None:
-    assert crossvalidation.fold_count(np.repeat([0, 1], [9, 30]), ("a", "b"), "target.train") == 5
-    assert crossvalidation.fold_count(np.repeat([0, 1], [3, 30]), ("a", "b"), "target.train") == 3
-    with pytest.raises(DataError, match=r"target.train: one sample of b, too few .* write a number"):
-        crossvalidation.fold_count(np.repeat([0, 1], [3, 1]), ("a", "b"), "target.train")
+    assert crossvalidation.fold_count(np.repeat([0, 1], [9, 30]), ("a", "b"), "target.train", "") == 5
+    assert crossvalidation.fold_count(np.repeat([0, 1], [3, 30]), ("a", "b"), "target.train", "") == 3
+    with pytest.raises(DataError, match=r"target.train: one sample of b, too few .* or write a number"):
+        crossvalidation.fold_count(np.repeat([0, 1], [3, 1]), ("a", "b"), "target.train", "write a number")
 
 
 def _score(alpha: float, mean: float, spread: float) -> Score:
-    return Score(alpha, np.array([mean - spread, mean + spread]), np.array([0.5, 0.5]), True)
+    return Score(alpha, np.array([mean - spread, mean + spread]), np.zeros(4, dtype=np.int64), 0.5, True)
 
 
 def test_the_strongest_within_a_standard_error_of_the_best_is_chosen() -> None:

@@ -1,9 +1,10 @@
-"""How strongly to regularise a probe: stratified cross-validation over a grid, on training data alone."""
+"""How strongly to regularise a probe, and how well it does: stratified cross-validation over a grid, on training data
+alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,12 +23,14 @@ LEAST_GAIN = 1e-7  # of J by a step
 
 @dataclass(frozen=True)
 class Score:
-    """Cross-validation at one α. losses, accuracies: [K], of the held-out folds; ended: whether L-BFGS did before its
-    limit of iterations."""
+    """Cross-validation at one α. losses: [K], of the held-out folds; predicted: int64 [n], of each sample by the folds
+    that it is not in; accuracy: the part of all samples that is right; ended: whether L-BFGS did before its limit of
+    iterations."""
 
     regularisation: float
     losses: np.ndarray
-    accuracies: np.ndarray
+    predicted: np.ndarray
+    accuracy: float
     ended: bool
 
     @property
@@ -36,15 +39,15 @@ class Score:
         return float(self.losses.std(ddof=1) / np.sqrt(len(self.losses)))
 
 
-def fold_count(labels: np.ndarray, classes: Sequence[str], name: str) -> int:
+def fold_count(labels: np.ndarray, classes: Sequence[str], name: str, otherwise: str) -> int:
     """As many folds as leave a sample of each class in every one: 5, or those of the smallest class. name: of the
-    data. Raises DataError where a class has but one sample."""
+    data; otherwise: what to do instead of adding samples. Raises DataError where a class has but one sample."""
     counts = np.bincount(labels, minlength=len(classes))
     present = counts[counts > 0]
     if alone := [classes[i] for i in np.flatnonzero(counts == 1).tolist()]:
         raise DataError(
-            f"{name}: one sample of {shown(alone)}, too few to choose head.regularisation by cross-validation; add "
-            f"samples, or write a number for it (0.1, say)"
+            f"{name}: one sample of {shown(alone)}, too few for cross-validation, which leaves samples out; add "
+            f"samples, or {otherwise}"
         )
     return min(FOLDS, int(present.min()))
 
@@ -72,7 +75,9 @@ def cross_validate(
     for regularisation in grid:
         found = problem.minimise(regularisation, parameters, TOLERANCE, least_gain)
         parameters = found.parameters
-        curve.append(Score(regularisation, *problem.held_out(parameters), found.ended))
+        losses, predicted = problem.held_out(parameters)
+        accuracy = float((predicted == samples.labels).mean())
+        curve.append(Score(regularisation, losses, predicted, accuracy, found.ended))
         best = min(curve, key=lambda score: float(score.losses.mean()))
         if curve[-1].losses.mean() > best.losses.mean() + best.standard_error:
             break
@@ -90,3 +95,15 @@ def choose(curve: list[Score]) -> Score:
     best = min(curve, key=lambda score: float(score.losses.mean()))
     limit = float(best.losses.mean()) + best.standard_error
     return max((score for score in curve if score.losses.mean() <= limit), key=lambda score: score.regularisation)
+
+
+def out_of_fold(curve: Sequence[Score], fold_of: np.ndarray) -> np.ndarray:
+    """int64 [n]: what the probe predicts of each sample that it was not trained on. The α of a fold is chosen, as
+    `choose` does, by the losses of the other folds: chosen by its own, the accuracy would be too good. (With two folds
+    there is one other, whose loss has no standard error: both take the α that all choose.)"""
+    predicted = np.empty(len(fold_of), dtype=np.int64)
+    for fold in range(fold_of.max() + 1):
+        others = [replace(score, losses=np.delete(score.losses, fold)) for score in curve]
+        chosen = choose(others if len(others[0].losses) > 1 else list(curve))
+        predicted[fold_of == fold] = chosen.predicted[fold_of == fold]
+    return predicted

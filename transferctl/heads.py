@@ -96,7 +96,7 @@ def solve(
     if train.split.balanced:
         display.note(f"{domain}: balance: sampling is balance: weights here, as L-BFGS draws no samples")
         loss = pipeline.domain_loss(loss.label_smoothing, "weights", train.split, model.classes[domain], compute)
-    samples = _samples(len(model.classes[domain]), loss, train, compute)
+    samples = samples_of(train, len(model.classes[domain]), compute, loss)
     facts: dict[str, Any] = {}
     alpha = settings.regularisation
     if alpha == "auto":
@@ -120,10 +120,15 @@ def solve(
 def refuse_too_few(settings: HeadSettings, train: Split, classes: Sequence[str], name: str) -> None:
     """Raises DataError where cross-validation would need more samples of a class. name: of the data."""
     if settings.solver == "lbfgs" and settings.regularisation == "auto":
-        crossvalidation.fold_count(train.labels, classes, name)
+        crossvalidation.fold_count(train.labels, classes, name, INSTEAD)
 
 
-def _samples(classes: int, loss: DomainLoss, train: FeatureTable, compute: Compute) -> Samples:
+INSTEAD = "write a number for head.regularisation (0.1, say)"
+
+
+def samples_of(train: FeatureTable, classes: int, compute: Compute, loss: DomainLoss | None = None) -> Samples:
+    """A table's features as the probe takes them; loss: how the mean is taken, by default plainly."""
+    loss = loss or DomainLoss()
     device = compute.device if compute.device.type == "cuda" else torch.device("cpu")  # mps has no float64
     passes = partial(features.evaluation_batches, train)
     return Samples(passes, train.split.labels, classes, device, loss.label_smoothing, loss.class_weights)
@@ -133,7 +138,7 @@ def _cross_validated(
     samples: Samples, train: FeatureTable, classes: Sequence[str], seed: int, domain: str, display: Display
 ) -> tuple[float, dict[str, Any]]:
     """The regularisation chosen, and how."""
-    count = crossvalidation.fold_count(samples.labels, classes, f"{domain}.train")
+    count = crossvalidation.fold_count(samples.labels, classes, f"{domain}.train", INSTEAD)
     fold_of = crossvalidation.folds(samples.labels, count, seed)
     curve = crossvalidation.cross_validate(samples, fold_of)
     chosen = crossvalidation.choose(curve)
@@ -149,7 +154,7 @@ def _cross_validated(
         display.warn(f"cross-validation: not converged in {probe.MOST_ITERATIONS:,} iterations at {', '.join(hurried)}")
     points = [
         {"regularisation": score.regularisation, "loss": float(score.losses.mean()),
-         "standard_error": score.standard_error, "accuracy": float(score.accuracies.mean())}
+         "standard_error": score.standard_error, "accuracy": score.accuracy}
         for score in curve
     ]  # fmt: skip
     return chosen.regularisation, {"folds": count, "cross_validation": points}
@@ -159,7 +164,7 @@ _COLUMNS = ["α", "held-out loss", "standard error", "accuracy", ""]
 
 
 def _row(score: Score, chosen: Score) -> list[Any]:
-    mean = float(score.losses.mean()), score.standard_error, float(score.accuracies.mean())
+    mean = float(score.losses.mean()), score.standard_error, score.accuracy
     return [f"{score.regularisation:g}", *mean, "chosen" if score is chosen else ""]
 
 

@@ -195,16 +195,19 @@ class Problem:
         )  # fmt: skip
 
     def held_out(self, parameters: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Mean loss (not smoothed) and accuracy [K] on the samples that each problem leaves out."""
+        """Mean loss (not smoothed) [K] on the samples that each problem leaves out; and what is predicted of each
+        sample, int64 [n], by the problem that leaves it out, of which there is one (−1: none)."""
         left_out = (~self.trained).double()
-        losses, hits = torch.zeros(2, left_out.shape[1], dtype=torch.float64, device=self.device)
+        losses = torch.zeros(left_out.shape[1], dtype=torch.float64, device=self.device)
+        predicted = torch.full((len(left_out),), -1, device=self.device)
         for rows, _, labels, log_p in self._passed(parameters):
             label = labels[:, None, None].expand(*log_p.shape[:2], 1)
             loss = -log_p.gather(2, label)[..., 0].double() * self.class_weights[labels][:, None]
             losses += (left_out[rows] * loss).sum(0)
-            hits += (left_out[rows] * (log_p.argmax(2) == labels[:, None])).sum(0)
-        counts = left_out.sum(0)
-        return (losses / counts).cpu().numpy(), (hits / counts).cpu().numpy()
+            by_each, left = log_p.argmax(2), ~self.trained[rows]
+            found = by_each.gather(1, left.int().argmax(1, keepdim=True))[:, 0]
+            predicted[rows] = torch.where(left.any(1), found, predicted[rows])
+        return (losses / left_out.sum(0)).cpu().numpy(), predicted.cpu().numpy()
 
 
 @contextmanager
