@@ -263,4 +263,4 @@ def test_weights_are_in_the_loss_of_every_training(
     assert seen.weights
     for weights in seen.weights:
         assert weights is not None
-        np.testing.assert_allclose(weights, expected, rtol=1e-6)
+        np.testing.assert_allclose(weights.cpu(), expected, rtol=1e-6)

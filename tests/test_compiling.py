@@ -122,7 +122,7 @@ def test_extract_compiles_where_it_is_told_to(
     """With what torch.compile returns, as it is."""
     is_compiled = lambda network: isinstance(network, torch._dynamo.OptimizedModule)  # noqa: E731
     monkeypatch.setattr(compiling, "_images_per_second", lambda network, _: 2.0 if is_compiled(network) else 1.0)
-    words = ["--runs-dir", spec.parent / "runs", "--set", "backbone.name=squeezenet1_1"]
+    words = ["--runs-dir", spec.parent / "runs", "--set", "backbone.name=squeezenet1_1", "--set", "device=cpu"]
     plain = call("extract", spec, *words, "--set", "compile=never", "--set", "cache=none")
     compiled = call("extract", spec, *words, "--set", "compile=always", "--set", "cache=none")
     assert compiled["best"]["val"]["loss"] == pytest.approx(plain["best"]["val"]["loss"], rel=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -269,3 +270,31 @@ def test_an_exclude_pattern_that_matches_nothing_is_an_error(image_folder: Folde
     assert len(left) == 3
     with pytest.raises(DataError, match=r"`exclude` names what is not there: nomatch\.gif"):
         folder.load(folder.Settings(path=str(train), exclude=("a/0.png", "nomatch.gif")), "train", 0)
+
+
+class _Watched:
+    """In a cycle of its own, so that only a collection frees it; where one does, it says in which process."""
+
+    def __init__(self, freed_by: Path):
+        self.me, self.freed_by = self, freed_by
+
+    def __del__(self) -> None:
+        (self.freed_by / str(os.getpid())).touch()
+
+
+class _Collecting:
+    def __getitem__(self, key: int) -> int:
+        gc.collect()
+        return key
+
+
+def test_workers_never_free_what_they_inherit(tmp_path: Path) -> None:
+    """A tensor on a GPU that a forked worker frees ends the worker."""
+    gc.disable()
+    try:
+        _Watched(tmp_path)  # garbage from now on
+        assert list(loaders.in_order(_Collecting(), [[0, 1], [2]], 1)) == [[0, 1], [2]]
+    finally:
+        gc.enable()
+    gc.collect()
+    assert [path.name for path in tmp_path.iterdir()] == [str(os.getpid())]

@@ -48,7 +48,7 @@ def pretrained(spec: Path, call: Call) -> Path:
 def _finetuned(spec: Path, pretrained: Path, call: Call, *settings: str) -> tuple[dict[str, Any], dict[str, Any]]:
     words = [
         word
-        for text in (f"backbone.weights={pretrained}", "epochs=3", "optimizer.lr=0.005", *settings)
+        for text in (f"backbone.weights={pretrained}", "epochs=3", "optimizer.lr=0.005", "device=cpu", *settings)
         for word in ("--set", text)
     ]
     answer = call("finetune", spec, *words, "--runs-dir", spec.parent / "runs")

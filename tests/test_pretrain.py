@@ -121,7 +121,8 @@ def test_another_setting_that_it_depends_on_trains_it_anew(
 @pytest.mark.parametrize(
     "settings",
     [(), ("name=other",), ("workers=1",), ("optimizer.lr=0.5", "epochs=7"), ("target.val.per_class=3",),
-     ("source.rehearsal=false",), ("device=cpu", "precision=fp32")],
+     ("source.rehearsal=false",), pytest.param(("device=cpu", "precision=fp32"), marks=pytest.mark.skipif(
+         torch.cuda.is_available(), reason="auto is the GPU here"))],
 )  # fmt: skip
 def test_what_it_does_not_depend_on_leaves_it_as_it_is(settings: Any, trained: Stage0, trains: Any) -> None:
     assert not trains(trained.folder, *settings)

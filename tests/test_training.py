@@ -213,12 +213,13 @@ def test_eval_of_a_run_with_ema_has_the_score_that_selected_it(
     verb: str, spec: Path, tmp_path: Path, invoke: Invoke
 ) -> None:
     prefix = "pretrain." if verb == "pretrain" else ""
-    settings = [f"{prefix}epochs=2", f"{prefix}ema=0.7", "source={train: train, val: val}"]
+    settings = [f"{prefix}epochs=2", f"{prefix}ema=0.7", "source={train: train, val: val}", "device=cpu"]
     words = [word for text in settings for word in ("--set", text)]
     code, trained = invoke(verb, spec, *words, "--runs-dir", tmp_path / "runs")
     assert code == 0, trained
     if verb == "pretrain":
         words = ["--set", f"backbone.weights={trained['run']}", "--set", "epochs=1", "--set", "optimizer.lr=1e-9"]
+        words += ["--set", "device=cpu"]
         code, kept = invoke("finetune", spec, *words, "--set", "frozen=all", "--set", "source={train: train, val: val}",
                             "--runs-dir", tmp_path / "runs")  # fmt: skip
         assert kept["source"]["before"]["loss"] == pytest.approx(trained["best"]["val"]["loss"], rel=1e-6)
@@ -329,7 +330,7 @@ def test_each_loss_has_the_label_smoothing_of_its_own_setting(
         logits = head(features).detach().double()
         domain = "target" if logits.shape[1] == 3 else "source"
         which = (domain, not features.pooled.is_leaf)  # on images, or on features that were computed before
-        found.setdefault(which, []).append((value.item(), logits.log_softmax(1).numpy(), targets.numpy()))
+        found.setdefault(which, []).append((value.item(), logits.log_softmax(1).cpu().numpy(), targets.cpu().numpy()))
         return value
 
     monkeypatch.setattr(classification, "loss", watched)

@@ -326,7 +326,7 @@ def test_settings_that_a_verb_does_not_read_are_said(spec: Path, tmp_path: Path)
 def test_the_log_begins_with_what_was_said_before_the_run_folder_existed(
     spec: Path, tmp_path: Path, invoke: Invoke
 ) -> None:
-    _, answer = invoke("extract", spec, "--runs-dir", tmp_path / "runs")
+    _, answer = invoke("extract", spec, "--set", "device=cpu", "--runs-dir", tmp_path / "runs")
     log = (run_of(answer) / "log.txt").read_text()
     for part in ("target: 3 classes", "device: cpu", "preprocessing: resize", "epoch 3/3", "macro F1"):
         assert part in log

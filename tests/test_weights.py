@@ -142,7 +142,7 @@ def test_weights_that_are_not_finite_in_single_precision_are_refused(tmp_path: P
         weights.read(tmp_path / "w.pth")
 
 
-@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor", "ignore:Sparse invariant checks")
 @pytest.mark.parametrize("tensor", [torch.eye(2).to_sparse(), torch.empty(2, device="meta")], ids=["sparse", "meta"])
 def test_tensors_without_plain_numbers_are_no_weights(tmp_path: Path, tensor: torch.Tensor) -> None:
     torch.save({"a": tensor}, tmp_path / "w.pth")

@@ -6,6 +6,7 @@ out of a worker as a value; here it stops the pass, with the list of all broken 
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -388,13 +389,24 @@ def in_order(
         worker_init_fn=_leave_quietly,
         pin_memory=_gpu_computes(),  # a thread puts batches where the GPU can fetch them while it computes
     )
-    with signals.held():  # a worker that is not set up yet would die of a signal
+    with signals.held(), _garbage_kept():  # a worker that is not set up yet would die of a signal
         rows = iter(loader)
     try:
         yield from rows
     finally:
         with signals.held(), _deaths_unheeded():  # Python drops what is raised in a __del__, where torch ends them
             del rows
+
+
+@contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """Workers forked inside never collect what they inherit: one that freed a tensor of the GPU would be ended, as CUDA
+    does not live through a fork."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

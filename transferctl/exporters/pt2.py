@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,23 @@ def unfit(exportable: Exportable) -> str:
 def write(exportable: Exportable, folder: Path) -> dict[str, Any]:
     """In memory first: where the disk is full, torch's own writer aborts the process."""
     content = io.BytesIO()
-    torch.export.save(exportable.program, content, extra_files={CARD: exportable.text})
+    with _of_buffers_nothing_said():
+        torch.export.save(exportable.program, content, extra_files={CARD: exportable.text})
     (folder / FILE).write_bytes(content.getbuffer())
     return {}
 
 
 def predictor(folder: Path, card: Mapping[str, Any]) -> Predictor:
-    return in_batches(torch.export.load(folder / FILE).module())
+    with _of_buffers_nothing_said():
+        return in_batches(torch.export.load(folder / FILE).module())
+
+
+@contextmanager
+def _of_buffers_nothing_said() -> Iterator[None]:
+    """torch up to 2.11 warns of a buffer of its own, which it does not write to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        yield
 
 
 def script() -> str:
