@@ -154,6 +154,26 @@ def _numbers(found: logme.Fitted) -> tuple[list[float], list[float]]:
     return found.alpha.tolist(), found.beta.tolist()
 
 
+@pytest.mark.parametrize("noise", [0.1, 2.0])
+def test_of_two_maxima_logme_has_the_higher(noise: float) -> None:
+    """Half the labels' variance lies along a large feature, the rest along a small one that takes large weights: worth
+    it where that one has little noise."""
+    random = np.random.default_rng(0)
+    y = np.arange(60) % 2
+    rest = random.permutation(60) % 2
+    x = np.stack([1000.0 * (y + rest), y - rest + noise * random.normal(size=60)], 1).astype(np.float32)
+    found = logme.fit(replace(data(60), features=x, labels=y.astype(np.int32)).evidence())
+    left, singular, _ = np.linalg.svd(x.astype(np.float64))
+    ratios = np.logspace(-12, 12, 2000) * singular[0] ** 2
+    covariance = np.array([np.r_[1 + singular**2 / ratio, np.ones(58)] for ratio in ratios])
+    unfitted = (np.square(left.T @ y) / covariance).mean(1)
+    likely = -(np.log(2 * np.pi * unfitted) + 1 + np.log(covariance).mean(1)) / 2
+    peaks = np.flatnonzero((likely[1:-1] > likely[:-2] + 1e-9) & (likely[1:-1] > likely[2:] + 1e-9)) + 1
+    assert len(peaks) == 2 and (likely[peaks[0]] > likely[peaks[1]]) == (noise < 1), "each is the higher once"
+    assert float(found.log_evidence[1]) == pytest.approx(likely.max(), abs=1e-4)
+    assert float(found.log_evidence[1]) >= likely.max() - 1e-12
+
+
 def test_logme_ends_where_the_papers_iteration_does() -> None:
     """α ← γ/‖m‖², β ← (n − γ)/‖Fm − y‖², with m the posterior mean and γ the number of weights that are determined."""
     some = data(200, 8)
@@ -448,7 +468,7 @@ def test_one_class_has_no_score(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["hscore", "transrate", "gbc"])
 @pytest.mark.parametrize("value", [0.0, 0.1, 12345.678])
-@pytest.mark.parametrize("n", [5, 150])
+@pytest.mark.parametrize("n", [5, 150, 4321])
 def test_constant_features_have_no_score_that_compares_with_their_variance(name: str, value: float, n: int) -> None:
     constant = replace(data(n), features=np.full((n, 9), value, dtype=np.float32))
     with pytest.raises(Undefined, match="the same for all samples"):
@@ -488,7 +508,7 @@ def test_logme_of_constant_features_is_that_of_an_intercept_alone() -> None:
 
 
 MEMORY = """
-import resource
+import resource, sys
 import numpy as np, torch
 from transferctl import knn, plugins
 from transferctl.contracts import Batch
@@ -509,7 +529,7 @@ def peak(n):
     for module in plugins.modules("scores"):
         module.score(samples)
     knn.predict(samples.features, 0, most_queries=100)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
 
 print(peak(3_000), peak(500_000))
 """
