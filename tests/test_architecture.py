@@ -11,7 +11,7 @@ import pytest
 import transferctl
 
 PACKAGE = Path(transferctl.__file__).parent
-PLUGIN_FOLDERS = ("backbones", "tasks", "penalties", "datasets", "exporters", "trackers")
+PLUGIN_FOLDERS = ("backbones", "tasks", "penalties", "datasets", "exporters", "trackers", "scores")
 VERBS = {
     "pretrain",
     "extract",
