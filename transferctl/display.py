@@ -163,8 +163,8 @@ class Display:
 
     def fits(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> bool:
         """Whether a table has room without wrapping a cell."""
-        cells = [[len(_cell(value)) + 3 for value in row] for row in rows]
-        return sum(max(widths) for widths in zip([len(name) + 3 for name in columns], *cells, strict=True)) <= self.width
+        cells = [list(columns), *([_cell(value) for value in row] for row in rows)]
+        return sum(max(map(len, column)) + 3 for column in zip(*cells, strict=True)) <= self.width
 
     def _to_log(self, text: str) -> None:
         if self._log:

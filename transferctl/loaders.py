@@ -266,7 +266,7 @@ def training_batches(
 
 def evaluation_batches(
     split: Split, task: Task, preprocessing: Preprocessing, *, batch_size: int, workers: int
-) -> Generator[Batch]:
+) -> Iterator[Batch]:
     """The split in order, once, without augmentation. Raises BrokenSamples."""
     images = _Images([split], preprocessing, [None], 0)
     steps = ([(0, 0, position, 0) for position in range(*part)] for part in _full_parts(len(split), batch_size))
