@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from transferctl import checkpoint
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, Problem, SpecError
 from transferctl.reporting import beside, checked
@@ -26,6 +27,8 @@ def run(folders: Sequence[Path], display: Display) -> dict[str, Any]:
     runs = [gather(folder) for folder in folders]
     if strangers := [str(one.path) for one in runs if one.state == "unknown"]:
         raise CheckpointError(f"{shown(strangers)}: no run folder (no summary.json that says so); name those in runs/")
+    for folder in folders:
+        checkpoint.refuse_of_no_model(folder)
     labels = [beside.label(i) for i in range(len(runs))]
     named = [[label, str(one.path), one.state] for label, one in zip(labels, runs, strict=True)]
     display.table("Runs", ["", "run", "state"], named)

@@ -161,6 +161,11 @@ class Display:
             file.flush()
         self._to_log("\n".join([title, "\t".join(columns), *("\t".join(row) for row in cells), ""]))
 
+    def fits(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> bool:
+        """Whether a table has room without wrapping a cell."""
+        cells = [list(columns), *([_cell(value) for value in row] for row in rows)]
+        return sum(max(map(len, column)) + 3 for column in zip(*cells, strict=True)) <= self.width
+
     def _to_log(self, text: str) -> None:
         if self._log:
             self._log.write(text)

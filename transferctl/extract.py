@@ -42,7 +42,7 @@ def run(spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = 
     model.freeze("all", BatchNorm())
     model.freeze_head("source")
     model.place(compute)
-    unused = ["from_run", "frozen", "batchnorm", "head_first", "target_weight", "penalties", "augment"]
+    unused = ["candidates", "from_run", "frozen", "batchnorm", "head_first", "target_weight", "penalties", "augment"]
     unused += ["source"] if spec.backbone.weights != "source" else []
     unused += ["pretrain"] if spec.backbone.weights != "source" and spec.baseline is None else []
     if spec.head.solver == "lbfgs":  # the network from scratch has epochs of its own, but this batch size

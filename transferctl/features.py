@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +25,7 @@ from transferctl.loaders import Stream, Views
 from transferctl.wording import counted
 
 COMPUTING_BATCH = 64  # images that a worker hands over together
+Decode = Callable[..., Iterator[Batch]]  # called as `loaders.view_batches`
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,13 @@ class FeatureTable:
 
 
 def compute(
-    stages: FrozenStages, split: Split, task: Task, cache: Cache, display: Display, *, workers: int
-) -> FeatureTable:
-    """A table of the split. Only what the cache does not have is decoded and computed. Raises as `find` and
-    `complete`."""
+    stages: FrozenStages, split: Split, task: Task, cache: Cache, display: Display, *, workers: int,
+    decode: Decode = loaders.view_batches,
+) -> FeatureTable:  # fmt: skip
+    """A table of the split. Only what the cache does not have is decoded and computed. decode: where images come from.
+    Raises as `find` and `complete`."""
     table = find(stages, split, cache)
-    complete(table, task, display, workers=workers)
+    complete(table, task, display, workers=workers, decode=decode)
     return table
 
 
@@ -78,22 +80,24 @@ def find(stages: FrozenStages, split: Split, cache: Cache, views: Views | None =
     return FeatureTable(split, stages, cache.rows(stages.product, _keys(digests, split, views)), views)
 
 
-def complete(table: FeatureTable, task: Task, display: Display, *, workers: int) -> None:
+def complete(
+    table: FeatureTable, task: Task, display: Display, *, workers: int, decode: Decode = loaders.view_batches
+) -> None:
     """Decode and compute what is missing. Raises BrokenSamples."""
     computed = 0
     distinct = table.rows.distinct
     with table.rows as rows:
         while len(missing := rows.missing):  # again, where a file changed while it was read and had an equal
-            _fill(table, missing, task, display, workers)
+            _fill(table, missing, task, display, workers, decode)
             computed += len(missing)
     title, name = table.stages.product.title, table.split.name
     equal = f", {counted(len(rows) - distinct, 'duplicate')}" if distinct < len(rows) else ""
     display.note(f"{title}: {name}: {max(distinct - computed, 0):,} of {distinct:,} from the cache{equal}")
 
 
-def _fill(table: FeatureTable, missing: np.ndarray, task: Task, display: Display, workers: int) -> None:
+def _fill(table: FeatureTable, missing: np.ndarray, task: Task, display: Display, workers: int, decode: Decode) -> None:
     table.stages.prepare(len(missing), COMPUTING_BATCH)
-    batches = loaders.view_batches(
+    batches = decode(
         table.split, missing, table.views, task, table.stages.preprocessing, batch_size=COMPUTING_BATCH, workers=workers
     )
     done = 0

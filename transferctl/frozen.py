@@ -76,6 +76,11 @@ class FrozenStages:
     def row_bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def chunk(self) -> int:
+        """Images that a CPU computes at once."""
+        return self._size
+
     def __call__(self, inputs: Tensor) -> Tensor:
         """Images, uint8 (or mixed, float) [N, 3, H, W] -> activations [N, …]: fp32 with all stages, else in the
         precision of the backbone."""

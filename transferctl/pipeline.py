@@ -51,6 +51,16 @@ def load_target(spec: Spec, display: Display) -> DomainData:
     return _balanced(_readable(spec, domain, "target", display), target.balance)
 
 
+def load_training(spec: Spec, display: Display) -> DomainData:
+    """The target's training samples alone, those that `load_target` gives; what is for validation and test is not
+    looked at, nor need it be there. Raises DataError."""
+    held_out = spec.target.val if isinstance(spec.target.val, float) else "none"
+    domain = data.load_domain(spec.target.train, held_out, None, spec.seed, domain="target")
+    training = replace(domain, val=domain.val.rows(np.arange(0)))
+    say_data(training, "target", display)
+    return _readable(spec, training, "target", display)
+
+
 def load_source(spec: Spec, display: Display) -> DomainData:
     if spec.source is None:
         raise SpecError.at("source", "is missing, and there is nothing to pretrain on without it")
@@ -91,7 +101,7 @@ def without_broken(domain: DomainData, name: str, audits: Sequence[Audit], displ
         lost = shown([domain.classes[i] for i in missing])
         raise DataError(f"{name}.train: no readable training sample is left of {lost}")
     skipped = sum(len(audit.broken) for audit in audits)
-    return replace(domain, train=kept["train"], val=kept["val"], test=kept.get("test"), skipped=skipped)
+    return replace(domain, train=kept["train"], val=kept.get("val", domain.val), test=kept.get("test"), skipped=skipped)
 
 
 def readable_rows(audit: Audit, name: str, display: Display) -> Split:

@@ -43,6 +43,7 @@ def unused(spec: Spec) -> list[str]:
     measured_alone = spec.source is not None and not spec.source.rehearsal
     return [
         "baseline",
+        "candidates",
         *([] if stage0 else ["pretrain"]),
         *([f"source.{key}" for key in (*OF_THE_JOINT_STEP, "balance")] if measured_alone else []),
         *(["head.solver", "head.regularisation"] if by_lbfgs and not spec.head_first else []),

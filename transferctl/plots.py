@@ -49,6 +49,26 @@ def labelled_curve(points: Sequence[tuple[float, float]], labels: Sequence[str],
         return svg(drawn)
 
 
+def intervals(
+    points: Sequence[tuple[float, float, float, float]], labels: Sequence[str], x_label: str, y_label: str
+) -> str:
+    """Points (x, y, low, high) with an interval each and their labels; x, which is a cost, by its logarithm where all
+    are above 0."""
+    with figure(7, 4.5) as drawn:
+        axes = drawn.add_subplot()
+        xs, ys, lows, highs = zip(*points, strict=True)
+        below, above = ([abs(y - end) for y, end in zip(ys, ends, strict=True)] for ends in (lows, highs))
+        axes.errorbar(xs, ys, [below, above], fmt="o", markersize=5, capsize=3, elinewidth=1)
+        for label, x, y in zip(labels[:MOST_LABELS], xs, ys, strict=False):
+            axes.annotate(label, (x, y), xytext=(7, 3), textcoords="offset points", fontsize=8)
+        if min(xs) > 0 and max(xs) > 2 * min(xs):
+            axes.set_xscale("log")
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.margins(x=0.2)  # room for the labels
+        axes.grid(alpha=0.3)
+        return svg(drawn)
+
+
 def annotated_line(axes: Any, points: Sequence[tuple[float, float]], labels: Sequence[str], **look: Any) -> None:
     """look: of the line, as matplotlib takes it."""
     every = -(-len(points) // MOST_LABELS)

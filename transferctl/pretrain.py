@@ -116,7 +116,7 @@ def _train(
     unused = ["from_run", "frozen", "batchnorm", "head", "head_first", "target_weight", "penalties", "baseline"]
     unused += ["augment", "ema", "keep", "early_stopping", "label_smoothing", "on_oom"]  # those under `pretrain` count
     unused += [f"source.{key}" for key in (*plan.OF_THE_JOINT_STEP, "rehearsal")]
-    unused += plan.OF_FROZEN_STAGES
+    unused += ["candidates", *plan.OF_FROZEN_STAGES]
     pipeline.say_unused(spec, unused, "pretrain (everything is trained)", display)
     display.note(
         f"pretrain: {spec.backbone.name} from {start.origin}, min over θ of L_S, {counted(settings.epochs, 'epoch')}"

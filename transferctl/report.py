@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transferctl import runs, signals
+from transferctl import checkpoint, runs, signals
 from transferctl.errors import CheckpointError, Problem, SpecError, TransferctlError, from_os_error
 from transferctl.wording import one_line, printable
 
@@ -78,6 +78,7 @@ def _refuse_what_is_no_run(path: Path) -> None:
     if not is_run:
         what = "is no run folder (it has neither summary.json nor spec.yaml)" if path.is_dir() else "no such run folder"
         raise CheckpointError(f"{path}: {what}; `transferctl runs` shows them")
+    checkpoint.refuse_of_no_model(path)
 
 
 def _refuse_to_replace(file: Path) -> None:

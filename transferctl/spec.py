@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from functools import reduce
 from operator import or_
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -16,19 +17,20 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    ValidationInfo,
     create_model,
     field_validator,
     model_validator,
 )
 
-from transferctl import plugins
+from transferctl import backbonetext, plugins
 from transferctl.cache.settings import CacheSettings, cache_shorthand
 from transferctl.savesettings import CheckpointSettings, checkpoint_shorthand
 from transferctl.settings import DataSettings, InputPath, PenaltySettings, Settings, Text, across, as_mapping, of_kind
 from transferctl.trackersettings import TrackersSettings, trackers_shorthand
 from transferctl.trainsettings import AugmentSettings, HeadTrainingSettings, TrainingSettings
 
-PUBLISHED_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
+PUBLISHED_NAME = backbonetext.PUBLISHED_NAME
 
 
 # -- backbone and head --------------------------------------------------------------------------------
@@ -69,6 +71,18 @@ class BackboneSettings(Settings):
 
 def _backbone_shorthand(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else as_mapping(value, "a name or a mapping with `name`")
+
+
+def _candidate(value: Any, info: ValidationInfo) -> Any:
+    """A text with its path looked for as any other; which files a pattern names is looked at by `rank` alone."""
+    if isinstance(text := getattr(value, "text", value), str):
+        return str(backbonetext.read(text, (info.context or {}).get("folders", (Path.cwd(),))))
+    return as_mapping(value, "a text (NAME, NAME:WEIGHTS, a file, a run) or a mapping with `name`")
+
+
+Candidate = Annotated[
+    str | BackboneSettings, BeforeValidator(_candidate, json_schema_input_type=str | BackboneSettings)
+]
 
 
 class HeadSettings(Settings):
@@ -316,6 +330,11 @@ class Spec(TrainingSettings):
         BackboneSettings,
         BeforeValidator(_backbone_shorthand, json_schema_input_type=str | BackboneSettings),
     ] = Field(description="The pretrained network; a bare name takes its default weights.")
+    candidates: Annotated[tuple[Candidate, ...], Field(strict=False, min_length=1)] | None = Field(
+        None,
+        description="rank: further backbones beside `backbone`: NAME, NAME:WEIGHTS, a weights file, a run folder, a "
+        "pattern of files or runs, or a mapping as `backbone` takes it.",
+    )
     from_run: InputPath | None = Field(
         None,
         alias="from",

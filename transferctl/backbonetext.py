@@ -1,0 +1,94 @@
+"""A backbone as a text: `resnet18`, `resnet18:IMAGENET1K_V1`, `resnet18:weights/my.pth`, `runs/*-pretrain-*`,
+`timm/NAME:none`. Read here, looked for in candidates.py. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transferctl import plugins
+
+WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors")
+PUBLISHED_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_MAGIC = re.compile(r"[*?[]")
+
+
+@dataclass(frozen=True)
+class Written:
+    """library, name: None where the text leaves them to the spec. weights: a published name, source or none; path: of
+    files or runs instead, perhaps a pattern."""
+
+    library: str | None
+    name: str | None
+    weights: str = ""
+    path: str = ""
+
+    @property
+    def is_pattern(self) -> bool:
+        return bool(_MAGIC.search(self.path))
+
+    def __str__(self) -> str:
+        """What `read` reads back."""
+        library = f"{self.library}/" if self.library else ""
+        rest = self.path or self.weights
+        return f"{library}{self.name}:{rest}" if self.name and rest else f"{library}{self.name or rest}"
+
+
+def read(text: str, folders: Sequence[Path]) -> Written:
+    """What a text asks for. A relative path is one below the first of `folders` that has it, or else the first; what is
+    found nowhere keeps its path, for the error that names it. Raises ValueError for a text that means nothing."""
+    if not text.strip() or "\0" in text:
+        raise ValueError(f"must be a backbone, not {text!r}; write NAME, NAME:WEIGHTS, or a file or run folder")
+    written = _parts(text.strip(), folders)
+    if not written.path:
+        return written
+    try:
+        path = Path(written.path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"there is no such user's home folder: {written.path!r}") from None
+    places = [str((folder / path).absolute()) for folder in folders]
+    return replace(written, path=next((place for place in places if matches(place)), places[0]))
+
+
+def matches(path: str) -> list[str]:
+    """What a path or a pattern names, sorted; a name with * in it that is there is that file alone."""
+    try:
+        if Path(path).exists():
+            return [path]
+        return sorted(glob.glob(path)) if _MAGIC.search(path) else []  # noqa: PTH207 (absolute ones too)
+    except (OSError, ValueError):  # too long, a folder that may not be entered
+        return []
+
+
+def _parts(text: str, folders: Sequence[Path]) -> Written:
+    library, rest = None, text
+    prefix, slash, after = text.partition("/")
+    if slash and prefix in plugins.names("backbones"):
+        library, rest = prefix, after
+        if not rest:
+            raise ValueError(f"{text!r} names no architecture; write {prefix}/NAME")
+    name, colon, weights = rest.partition(":")
+    if colon and _NAME.fullmatch(name):
+        if not weights:
+            raise ValueError(f"{text!r} names no weights; write {name} for the default ones, or {name}:none")
+        if weights in ("none", "source") or PUBLISHED_NAME.fullmatch(weights):
+            return Written(library, name, weights)
+        return Written(library, name, path=weights)
+    if library is None and _is_path(rest, folders):
+        return Written(None, None, path=rest)
+    return Written(library, rest)
+
+
+def _is_path(text: str, folders: Sequence[Path]) -> bool:
+    """No architecture has a slash, a suffix of weights or a pattern in its name; a run may be named alone, from within
+    the folder that holds it."""
+    if "/" in text or text.startswith("~") or text.lower().endswith(WEIGHTS_SUFFIXES) or _MAGIC.search(text):
+        return True
+    try:
+        return any((folder / text / "summary.json").exists() for folder in folders)
+    except (OSError, ValueError):
+        return False
