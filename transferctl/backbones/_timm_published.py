@@ -77,43 +77,40 @@ def _files(cfg: Any) -> tuple[str, ...]:
 
 
 def _from_hub(identity: str, files: tuple[str, ...], name: str) -> Path:
+    """The hub's cache calls large files by their SHA-256; the name that people see is a link to that."""
     import huggingface_hub as hub
 
     repository, _, revision = identity.partition("@")
     where = {"repo_id": repository, "revision": revision or None}
-    with _quietly():
-        for file in files:
-            if isinstance(found := hub.try_to_load_from_cache(filename=file, **where), str):
-                return _checked(Path(found), hub.constants.HF_HUB_CACHE)
-        for file in files:
-            try:
-                # Asked for first, as that fails at once where there is no network; downloads are tried for half a minute.
-                hub.get_hf_file_metadata(hub.hf_hub_url(filename=file, **where), timeout=_PATIENCE_S)
-                return _checked(Path(hub.hf_hub_download(filename=file, **where)), hub.constants.HF_HUB_CACHE)
-            except hub.errors.LocalEntryNotFoundError as error:
-                raise _not_here(name, repository, files, hub.constants.HF_HUB_CACHE, error) from None
-            except hub.errors.EntryNotFoundError as error:
-                if file == files[-1]:
-                    raise _not_here(name, repository, files, hub.constants.HF_HUB_CACHE, error) from None
-            except Exception as error:  # of whichever client the hub's library has
-                raise _not_here(name, repository, files, hub.constants.HF_HUB_CACHE, error) from None
-    raise AssertionError("the last file is found or raises")
+    cached = [hub.try_to_load_from_cache(filename=file, **where) for file in files]
+    found = next((path for path in cached if isinstance(path, str)), None)
+    try:
+        with _quietly():
+            path = Path(found or _downloaded(hub, where, files))
+    except Exception as error:  # of whichever client the hub's library has
+        reason = one_line(error)[:160] or type(error).__name__
+        raise CheckpointError(
+            f"{name}'s weights are not in {hub.constants.HF_HUB_CACHE} and cannot be fetched ({reason}). Fetch "
+            f"{files[0]} of huggingface.co/{repository} elsewhere and name the file as backbone.weights, or set HF_HOME "
+            "to a folder whose hub/ holds that repository"
+        ) from None
+    if re.fullmatch(r"[0-9a-f]{64}", digest := path.resolve().name):
+        _refuse_other(path, digest)
+    return path
 
 
-def _not_here(name: str, repository: str, files: tuple[str, ...], cache: str, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{name}'s weights are not in {cache} and cannot be fetched ({one_line(error)[:160] or type(error).__name__}). "
-        f"Fetch {files[0]} of huggingface.co/{repository} elsewhere and name it: backbone.weights: FILE; or set HF_HOME "
-        "to the folder whose hub/ holds it"
-    )
-
-
-def _checked(file: Path, cache: str) -> Path:
-    """The hub's cache calls large files by their SHA-256; the name that people see is a link to that."""
-    digest = file.resolve().name
-    if re.fullmatch(r"[0-9a-f]{64}", digest):
-        _refuse_other(file, digest)
-    return file
+def _downloaded(hub: Any, where: dict[str, Any], files: tuple[str, ...]) -> str:
+    """Where the first of these files that the repository has lies now. Without a network the question whether it has it
+    fails at once, where a download would be tried for half a minute."""
+    for file in files:
+        try:
+            hub.get_hf_file_metadata(hub.hf_hub_url(filename=file, **where), timeout=_PATIENCE_S)
+        except hub.errors.EntryNotFoundError:
+            if file == files[-1]:
+                raise
+            continue
+        break
+    return str(hub.hf_hub_download(filename=file, **where))
 
 
 def _from_url(url: str, name: str) -> Path:

@@ -25,7 +25,14 @@ from transferctl.errors import SpecError
 from transferctl.preprocess import Preprocessing
 from transferctl.wording import counted, shown
 
-_TROUBLE = (ValueError, RuntimeError, AssertionError, TypeError, IndexError, ZeroDivisionError)  # of sizes, as timm raises
+_TROUBLE = (
+    ValueError,
+    RuntimeError,
+    AssertionError,
+    TypeError,
+    IndexError,
+    ZeroDivisionError,
+)  # of sizes, as timm raises
 
 # -- building ---------------------------------------------------------------------------------------
 
