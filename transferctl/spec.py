@@ -57,7 +57,8 @@ class BackboneSettings(Settings):
         "torchvision", description="Where the architecture comes from."
     )
     name: Text = Field(
-        description="Architecture, by the library's name: resnet18, vgg16_bn, vit_b_16 …; or with the library before it: "
+        description="Architecture, by the library's name: resnet18, vgg16_bn, vit_b_16 …; another library's "
+        "with that before it: "
         "timm/vit_small_patch14_dinov2."
     )
     weights: Annotated[

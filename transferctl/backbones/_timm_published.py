@@ -91,8 +91,8 @@ def _from_hub(identity: str, files: tuple[str, ...], name: str) -> Path:
         reason = one_line(error)[:160] or type(error).__name__
         raise CheckpointError(
             f"{name}'s weights are not in {hub.constants.HF_HUB_CACHE} and cannot be fetched ({reason}). Fetch "
-            f"{files[0]} of huggingface.co/{repository} elsewhere and name the file as backbone.weights, or set HF_HOME "
-            "to a folder whose hub/ holds that repository"
+            f"{files[0]} of huggingface.co/{repository} elsewhere and name the file as backbone.weights, or set "
+            "HF_HOME to a folder whose hub/ holds that repository"
         ) from None
     if re.fullmatch(r"[0-9a-f]{64}", digest := path.resolve().name):
         _refuse_other(path, digest)

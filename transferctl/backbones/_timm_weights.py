@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -44,7 +46,9 @@ def converted(net: nn.Module, state: Mapping[str, Tensor], how: Mapping[str, Any
     # Some filters know timm's own layout by its classifier, and would take a state without one for another's.
     given = dict(state) | ({name: own[name] for name in missing} if is_native else {})
     try:
-        found = _call(convert, given, net)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = _call(convert, given, net)
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -55,8 +59,6 @@ def converted(net: nn.Module, state: Mapping[str, Tensor], how: Mapping[str, Any
 
 def _call(convert: Any, state: dict[str, Tensor], net: nn.Module) -> Mapping[str, Tensor]:
     """Some filters take the state alone."""
-    import inspect
-
     takes_network = len(inspect.signature(convert).parameters) > 1
     found: Mapping[str, Tensor] = convert(state, net) if takes_network else convert(state)
     return found

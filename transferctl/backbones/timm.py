@@ -25,14 +25,8 @@ from transferctl.errors import SpecError
 from transferctl.preprocess import Preprocessing
 from transferctl.wording import counted, shown
 
-_TROUBLE = (
-    ValueError,
-    RuntimeError,
-    AssertionError,
-    TypeError,
-    IndexError,
-    ZeroDivisionError,
-)  # of sizes, as timm raises
+# What timm's networks raise for sizes that they cannot take.
+_TROUBLE = (ValueError, RuntimeError, AssertionError, TypeError, IndexError, ZeroDivisionError)
 
 # -- building ---------------------------------------------------------------------------------------
 
@@ -59,8 +53,9 @@ def build(
     CheckpointError for a state that does not fit.
     """
     cfg = _cfg(name)
+    notes: tuple[str, ...] = ()
     if state is None:
-        net, notes, headless = _network(name, outputs or 2, image_size), (), False
+        net, headless = _network(name, outputs or 2, image_size), False
     else:
         net, notes, headless = _with_weights(name, cfg, image_size, state, label)
     try:
@@ -182,13 +177,14 @@ class PretrainedHead(nn.Module):
         """Logits [N, outputs]."""
         x = features.pooled
         is_shared = sum(self._widths) == x.shape[1]
-        shares = x.split(self._widths, dim=1) if is_shared else [x] * len(self.layers)
+        shares: Sequence[Tensor] = torch.split(x, self._widths, dim=1) if is_shared else [x] * len(self.layers)
         logits = [self._logits(layer, share) for layer, share in zip(self.layers, shares, strict=True)]
         return sum(logits[1:], logits[0]) / len(logits) if len(logits) > 1 else logits[0]
 
     def _logits(self, layer: nn.Module, x: Tensor) -> Tensor:
         is_convolution = _timm_weights.matrix(layer)[1].ndim == 4
-        return layer(x[:, :, None, None]).flatten(1) if is_convolution else layer(x)
+        logits: Tensor = layer(x[:, :, None, None]).flatten(1) if is_convolution else layer(x)
+        return logits
 
 
 def _take_classifiers(net: nn.Module) -> list[nn.Module]:

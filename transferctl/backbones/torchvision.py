@@ -207,7 +207,7 @@ def published(name: str, weights_name: str) -> Published:
         ) from None
     except RuntimeError as error:  # torch.hub's hash check
         raise CheckpointError(f"{file}: {' '.join(str(error).split())}; the download was broken, try again") from None
-    names_of = [(category,) for category in entry.meta["categories"]]
+    names_of: list[tuple[str, ...]] = [(category,) for category in entry.meta["categories"]]
     return Published(weights.read(file).state, names_of, f"torchvision {name} {entry.name}")
 
 
