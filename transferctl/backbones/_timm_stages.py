@@ -58,7 +58,7 @@ def cut(net: nn.Module, images: Tensor) -> Cut:
 
 @dataclass
 class _Seen:
-    """calls: of the network's direct modules, in order: name, input (None where it takes more than one), output.
+    """calls: of modules that the network itself calls: name, input (None where it takes more than one), output.
     in_features, in_head: names of all modules that ran there. result: of forward_features."""
 
     calls: list[tuple[str, Any, Any]] = field(default_factory=list)
@@ -77,6 +77,7 @@ def _observe(net: Any, images: Tensor) -> _Seen:
 
     def note(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         takes_one = all(value is None for value in (*args[1:], *kwargs.values()))
+        seen.calls = [call for call in seen.calls if not call[0].startswith(f"{name}.")]  # it called those
         seen.calls.append((name, args[0] if args and takes_one else None, output))
 
     hooks = [m.register_forward_pre_hook(partial(enter, name)) for name, m in net.named_modules() if name]
@@ -102,12 +103,12 @@ def _copy(x: Any) -> Any:
 
 
 def _direct(net: nn.Module, prefix: str = "") -> Iterator[str]:
-    """Names of modules that the network itself calls: its children, and in place of a list its items."""
+    """Names of modules that the network itself may call: its children, and items of lists and of sequences."""
     for name, module in net.named_children():
-        if isinstance(module, nn.ModuleList):
-            yield from _direct(module, f"{prefix}{name}.")
-        else:
+        if not isinstance(module, nn.ModuleList):
             yield f"{prefix}{name}"
+        if isinstance(module, nn.ModuleList | nn.Sequential):
+            yield from _direct(module, f"{prefix}{name}.")
 
 
 def pooled(net: Any, x: Any) -> Tensor:
