@@ -148,11 +148,14 @@ class Backbone(Protocol):
     """A feature extractor, an nn.Module. Its parameters are named as its library names them.
 
     `stages()` are composable, input to output, and together own every parameter, so that a prefix can be
-    frozen, run once and its output cached. `feature_dim` is D of `Features.pooled`.
+    frozen, run once and its output cached. `feature_dim` is D of `Features.pooled`. `prefix_tokens`: where stages hand
+    on tokens [N, L, D], how many come before those of patches. `notes`: what people should know of it.
     """
 
     name: str
     feature_dim: int
+    prefix_tokens: int
+    notes: tuple[str, ...]
 
     def stages(self) -> Sequence[Stage]: ...
     def fingerprint(self, stages: int | None = None) -> str:

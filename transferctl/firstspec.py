@@ -99,7 +99,7 @@ def _backbone(network: Network) -> Iterator[str]:
         f"The pretrained network: a {network.name}, as the run has it."
         if network.is_run
         else "The pretrained network. resnet18 is small and fast; resnet50 is most often some points better and takes "
-        "three times as long. Any classification architecture of torchvision will do."
+        "three times as long. Any classification architecture of torchvision will do, or timm's: timm/NAME."
     )
     weights = network.weights
     if weights == "none":
@@ -174,7 +174,7 @@ def _images(found: Found, network: Network) -> Iterator[str]:
     if network.is_run:
         asked = f"The run's weights were trained at {pixels}"
     elif network.is_local:
-        asked = f"A file does not say what size it was trained at; if you know it, write it. torchvision's own {asked}"
+        asked = f"A file does not say what size it was trained at; if you know it, write it. The library's own {asked}"
     if not len(found.sizes.pixels):
         return
     short = found.sizes.short

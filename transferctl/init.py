@@ -64,30 +64,38 @@ def _refuse_existing(out: Path, force: bool) -> None:
 
 def _network(name: str | None, weights: str) -> Network:
     """Raises SpecError for an unknown architecture, published name or file; CheckpointError for a run without one."""
-    plugin = plugins.load("backbones", LIBRARY)
     is_published = bool(PUBLISHED_NAME.fullmatch(weights))
     if not is_published and checkpoint.is_run(path := Path(weights).expanduser()):
-        return _of_run(plugin, name, path)
-    name = name or DEFAULT
+        return _of_run(name, path)
+    written = name or DEFAULT
+    library, name = _parts(written)
+    plugin = plugins.load("backbones", library)
     try:
         asked = plugin.published_preprocessing(name, weights) if is_published else plugin.default_preprocessing(name)
     except SpecError as error:
         flags = {"backbone.weights": f"--weights {weights}"}
-        problems = [Problem("", one.message, flags.get(one.key, f"--backbone {name}")) for one in error.problems]
+        problems = [Problem("", one.message, flags.get(one.key, f"--backbone {written}")) for one in error.problems]
         raise SpecError(problems) from None
     if not is_published and weights != "none" and not Path(weights).expanduser().exists():
         raise SpecError([Problem("", "no such file or run", f"--weights {printable(weights)}")])
-    return Network(name, weights, False, asked.resize, asked.crop, _stages(plugin, name, asked.crop))
+    return Network(written, weights, False, asked.resize, asked.crop, _stages(plugin, name, asked.crop))
 
 
-def _of_run(plugin: Any, name: str | None, run: Path) -> Network:
+def _parts(written: str) -> tuple[str, str]:
+    """Library and name, as specs have them in one text: resnet18, timm/vit_small_patch14_dinov2."""
+    library, slash, name = written.partition("/")
+    return (library, name) if slash and library in plugins.names("backbones") else (LIBRARY, written)
+
+
+def _of_run(name: str | None, run: Path) -> Network:
     """As its best checkpoint says, and as a spec that names the run gets it."""
     saved = checkpoint.load(run)
-    asked, its_name = preprocessing_of(saved), str(saved.manifest["architecture"])
+    asked, library, architecture = preprocessing_of(saved), saved.manifest["library"], saved.manifest["architecture"]
+    its_name = str(architecture if library == LIBRARY else f"{library}/{architecture}")
     if name not in (None, its_name):
         message = f"the run of --weights holds a {printable(its_name)}; leave --backbone out"
         raise SpecError([Problem("", message, f"--backbone {name}")])
-    stages = _stages(plugin, its_name, asked.crop)
+    stages = _stages(plugins.load("backbones", library), architecture, asked.crop)
     return Network(its_name, str(run), True, asked.resize, asked.crop, stages)
 
 

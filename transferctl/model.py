@@ -276,6 +276,8 @@ def restore(checkpoint: Checkpoint, preprocessing: Preprocessing | None = None) 
         described.refuse_larger(backbone.feature_dim, made_of, state, head_label)
         if made_of["kind"] == "pretrained":
             _, head = plugin.build(architecture, image_size=preprocessing.crop, outputs=made_of["outputs"])
+            if head is None:
+                raise CheckpointError(f"{head_label}: {architecture} has no classifier of its own to put weights into")
             kept = {key: value for key, value in made_of.items() if key != "classes"}
             model.add_made_head(domain, head, made_of["classes"], kept)
         else:

@@ -195,7 +195,7 @@ def load_backbone(spec: Spec) -> Pretrained:
     preprocessing = preprocess.resolve(spec.preprocess, plugin.published_preprocessing(settings.name, chosen))
     found = plugin.published(settings.name, chosen)
     backbone, head = plugin.build(settings.name, image_size=preprocessing.crop, state=found.state, label=found.origin)
-    return Pretrained(backbone, head, [(name,) for name in found.classes], preprocessing, found.origin)
+    return Pretrained(backbone, head, found.names if head else (), preprocessing, found.origin)
 
 
 def _from_file(spec: Spec, settings: BackboneSettings, plugin: Any, file: WeightsFile) -> Pretrained:
@@ -220,14 +220,23 @@ def _outputs(head: nn.Module | None) -> int:
 def _from_run(spec: Spec, settings: BackboneSettings, run: Path) -> Pretrained:
     """A run of ours: its backbone, and as source head its source head, or its target head without one."""
     saved = checkpoint.load(run)
-    if saved.manifest.get("architecture") != settings.name:
-        message = f"{run}: holds a {saved.manifest.get('architecture')}, not a {settings.name}"
-        raise CheckpointError(f"{message}; change backbone.name")
+    refuse_another_backbone(saved, settings, run)
     preprocessing = preprocess.resolve(spec.preprocess, preprocessing_of(saved))
     model = restore(saved, preprocessing)
     domain = "source" if "source" in model.heads else "target"
     names = model.output_names(domain)
     return Pretrained(model.backbone, model.heads[domain], names, preprocessing, str(saved.path), model)
+
+
+def refuse_another_backbone(saved: checkpoint.Checkpoint, asked: BackboneSettings, run: Path) -> None:
+    """Raises CheckpointError. Libraries may call different networks by one name."""
+    for key, held, wanted in (
+        ("library", saved.manifest.get("library"), asked.library),
+        ("name", saved.manifest.get("architecture"), asked.name),
+    ):
+        if held != wanted:
+            of = "a network of " if key == "library" else "a "
+            raise CheckpointError(f"{run}: holds {of}{held}, not {of}{wanted}; change backbone.{key}")
 
 
 def transfer_model(spec: Spec, start: Pretrained, classes: Sequence[str], display: Display) -> TransferModel:
@@ -236,6 +245,8 @@ def transfer_model(spec: Spec, start: Pretrained, classes: Sequence[str], displa
     model.add_new_head("target", classes, hidden=spec.head.hidden, dropout=spec.head.dropout, seed=spec.seed)
     keep_source_head(model, start)
     display.note(f"backbone: {spec.backbone.name} from {start.origin}")
+    for note in start.backbone.notes:
+        display.note(note)
     display.note(f"preprocessing: {start.preprocessing}")
     return model
 

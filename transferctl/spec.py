@@ -58,7 +58,11 @@ class BackboneSettings(Settings):
     library: Literal[tuple(plugins.names("backbones"))] = Field(  # type: ignore[valid-type]
         "torchvision", description="Where the architecture comes from."
     )
-    name: Text = Field(description="Architecture, by the library's name: resnet18, vgg16_bn, vit_b_16 …")
+    name: Text = Field(
+        description="Architecture, by the library's name: resnet18, vgg16_bn, vit_b_16 …; another library's "
+        "with that before it: "
+        "timm/vit_small_patch14_dinov2."
+    )
     weights: Annotated[
         str | WeightsFile,
         BeforeValidator(_weights_shorthand, json_schema_input_type=str | WeightsFile),
@@ -70,7 +74,13 @@ class BackboneSettings(Settings):
 
 
 def _backbone_shorthand(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else as_mapping(value, "a name or a mapping with `name`")
+    """A bare name; LIBRARY/NAME stands for both, unless `library` is there."""
+    value = {"name": value} if isinstance(value, str) else as_mapping(value, "a name or a mapping with `name`")
+    if isinstance(value, dict) and isinstance(value.get("name"), str) and "library" not in value:
+        library, slash, name = value["name"].partition("/")
+        if slash and library in plugins.names("backbones"):
+            return {**value, "library": library, "name": name}
+    return value
 
 
 def _candidate(value: Any, info: ValidationInfo) -> Any:

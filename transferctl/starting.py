@@ -91,8 +91,7 @@ def _continue_from(run: Path, spec: Spec, target: DomainData, display: Display) 
     model = restore(saved, preprocess.resolve(spec.preprocess, its_own))
     if "target" not in model.heads:
         raise CheckpointError(f"{run}: has no target head (is it a pretrain run? then use backbone.weights: {run})")
-    if model.backbone.name != spec.backbone.name:
-        raise CheckpointError(f"{run}: holds a {model.backbone.name}, the spec asks for {spec.backbone.name}")
+    pipeline.refuse_another_backbone(saved, spec.backbone, run)
     if model.classes["target"] != target.classes:
         raise CheckpointError(
             f"{run}: its classes ({shown(model.classes['target'], 5)}) are not those of target.train "

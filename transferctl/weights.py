@@ -19,7 +19,7 @@ from transferctl.wording import counted, one_line, shown
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "encoder")
 _FIX = "copy or download it again"
 PUBLISHED = r"DEFAULT|IMAGENET\w+"  # how libraries call their weights
 
@@ -47,6 +47,11 @@ def read(path: Path) -> Read:
         raise CheckpointError(f"{path}: is neither a file nor a run folder (it has no summary.json); name one of these")
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         raise CheckpointError(f"{path}: weights end in .safetensors, .pth or .pt")
+    return read_content(path)
+
+
+def read_content(path: Path) -> Read:
+    """As `read`, of a file that is there, whatever its name ends in: hubs have their own ways (pytorch_model.bin)."""
     content = _content(path)
     found = _state_dict(content, path)
     _refuse_more_than_held(found.state, path)

@@ -116,6 +116,9 @@ def _wrong_size(name: str, image_size: int, error: Exception) -> SpecError:
 class TorchvisionBackbone(nn.Module):
     """torchvision's network less its last layer. Parameters are named as in torchvision (`net.` in front)."""
 
+    notes: tuple[str, ...] = ()
+    prefix_tokens = 1  # of vision transformers: the class token
+
     def __init__(self, name: str, net: nn.Module, image_size: int, own_head: _Form):
         """own_head: of the last layer that was taken off."""
         super().__init__()
@@ -177,10 +180,10 @@ class TorchvisionBackbone(nn.Module):
 
 @dataclass(frozen=True)
 class Published:
-    """state: the state dict; classes: its head's class names, in output order."""
+    """state: the state dict; names: of each output of its head, all its names, as read_classes gives them."""
 
     state: dict[str, Tensor]
-    classes: tuple[str, ...]
+    names: list[tuple[str, ...]]
     origin: str
 
 
@@ -204,7 +207,8 @@ def published(name: str, weights_name: str) -> Published:
         ) from None
     except RuntimeError as error:  # torch.hub's hash check
         raise CheckpointError(f"{file}: {' '.join(str(error).split())}; the download was broken, try again") from None
-    return Published(weights.read(file).state, tuple(entry.meta["categories"]), f"torchvision {name} {entry.name}")
+    names_of: list[tuple[str, ...]] = [(category,) for category in entry.meta["categories"]]
+    return Published(weights.read(file).state, names_of, f"torchvision {name} {entry.name}")
 
 
 def _entry(name: str, weights_name: str) -> Any:

@@ -20,7 +20,7 @@ app = typer.Typer()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of images: a folder for each class, or such folders in train, val and test; or a manifest.csv.", show_default=False)],  # noqa: E501
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The spec to write; default: FOLDER's name, in the working folder.", show_default=False)] = None,  # noqa: E501
-    backbone: Annotated[str | None, typer.Option("--backbone", metavar="NAME", help="The pretrained network; default: resnet18, or what the run of --weights has.", show_default=False)] = None,  # noqa: E501
+    backbone: Annotated[str | None, typer.Option("--backbone", metavar="NAME", help="The pretrained network, of torchvision, or timm/NAME; default: resnet18, or what the run of --weights has.", show_default=False)] = None,  # noqa: E501
     weights: Annotated[str, typer.Option("--weights", metavar="FILE", help="Its weights: a file, a run, a published name, or none.")] = "DEFAULT",  # noqa: E501
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
     json: JsonOption = False, debug: DebugOption = False,

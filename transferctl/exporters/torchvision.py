@@ -20,7 +20,7 @@ LIBRARIES, EXTRA = ("torch", "torchvision"), ""
 
 def unfit(exportable: Exportable) -> str:
     if exportable.model.library != "torchvision":
-        return f"its architecture is of {exportable.model.library}"
+        return f"it is for torchvision's networks, and this is one of {exportable.model.library}; pt2 and onnx hold any"
     try:
         _whole(exportable)
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,12 +69,13 @@ def evidence(model: TransferModel, domain: str, images: list[Image.Image], class
 
 def _place(model: TransferModel, inputs: Tensor) -> _Place | None:
     """The last stage whose output has enough places, seen on one image."""
-    stages = model.backbone.stages()[:-1]
+    stages, prefix_tokens = model.backbone.stages()[:-1], model.backbone.prefix_tokens
     outputs = [_after(model, inputs[:1], count) for count in range(1, len(stages) + 1)]
     with torch.no_grad():
         maps = model.backbone(outputs[-1].clone(), len(stages)).maps
     if maps is None:
-        return _Place(len(stages) - 1, stages[-1].name, "tokens") if len(stages) > 1 and outputs[-2].ndim == 3 else None
+        shows = len(stages) > 1 and outputs[-2].ndim == 3 and _is_square(outputs[-2].shape[1] - prefix_tokens)
+        return _Place(len(stages) - 1, stages[-1].name, "tokens") if shows else None
     layout: Literal["channels first", "channels last"]
     layout = "channels first" if maps.shape == outputs[-1].shape else "channels last"
     for fewest in (FEWEST_PLACES, 2):
@@ -83,6 +85,10 @@ def _place(model: TransferModel, inputs: Tensor) -> _Place | None:
             if len(shape) == 4 and min(sides) >= fewest:
                 return _Place(after, stages[after - 1].name, layout)
     return None
+
+
+def _is_square(places: int) -> bool:
+    return places > 0 and math.isqrt(places) ** 2 == places
 
 
 def _after(model: TransferModel, inputs: Tensor, count: int) -> Tensor:
@@ -103,7 +109,7 @@ def _of_class(model: TransferModel, domain: str, activations: Tensor, classes: T
         chosen = logits.gather(1, classes[:, None].long()).sum()
         (gradient,) = torch.autograd.grad(chosen, activations)
     if place.layout == "tokens":
-        relevance = (gradient * activations).sum(2)[:, 1:].clamp(min=0).detach()  # less the class token
+        relevance = (gradient * activations).sum(2)[:, model.backbone.prefix_tokens :].clamp(min=0).detach()
         side = round(relevance.shape[1] ** 0.5)
         return relevance.reshape(len(relevance), side, side)
     if place.layout == "channels last":
