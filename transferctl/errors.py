@@ -104,6 +104,14 @@ class GateMissed(TransferctlError):
     exit_code = ExitCode.GATE_MISSED
 
 
+def of_code(code: ExitCode, message: str) -> TransferctlError:
+    """The error that another process, or an earlier one, ended with."""
+    if code == ExitCode.SPEC:
+        return SpecError([Problem("", message)])
+    kinds = (DataError, CheckpointError, ResourceError, DivergedError, LockedError, GateMissed)
+    return next((kind for kind in kinds if kind.exit_code == code), TransferctlError)(message)
+
+
 class Terminated(BaseException):
     """SIGTERM, as an exception, so that `with` blocks close what they opened."""
 
