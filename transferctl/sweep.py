@@ -234,9 +234,11 @@ def _told(place: int, setting: Setting, specs: Specs, fronts: Mapping[str, Seque
     interval = setting.interval or (None, None)
     values = specs.values(setting.rows[0].member)
     of: dict[str, Callable[[Setting], float | None]] = {
-        "loss": lambda one: one.loss, "source_accuracy": lambda one: one.source, "source_change": lambda one: one.change,
+        "loss": lambda one: one.loss,
+        "source_accuracy": lambda one: one.source,
+        "source_change": lambda one: one.change,
         "seconds": lambda one: one.seconds,
-    }  # fmt: skip
+    }
     return {
         "settings": {key: value for key, value in values.items() if key != SEED},
         "state": setting.state, "accuracy": setting.accuracy, "accuracy_sd": setting.sd,

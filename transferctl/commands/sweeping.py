@@ -33,9 +33,7 @@ OVER = (
 )
 
 
-@app.command(
-    epilog="Example: transferctl sweep configs/ants-bees-finetune.yaml --over frozen=layer2,layer3 --over seed=0,1,2"
-)
+@app.command(epilog="Example: transferctl sweep configs/ants-bees-finetune.yaml --over frozen=layer1,layer2,layer3")
 def sweep(
     spec: OptionalSpec = None,
     over: Annotated[list[str] | None, typer.Option("--over", metavar="KEY=VALUES", help=OVER)] = None,

@@ -39,29 +39,28 @@ class Row:
 
 def row_of(member: Member, run: str, summary: Mapping[str, Any], leads: bool) -> Row:
     """By its summary.json."""
-    status = summary.get("status")
     pruned = checked.mapping(summary.get("pruned"))
     epoch, of = checked.count(pruned.get("epoch")), checked.count(pruned.get("of"))
-    state = "pruned" if status == "finished" and epoch else {"interrupted": "stopped", "running": "stopped"}.get(
-        str(status), str(status)
-    )  # fmt: skip
+    state = _STATE_OF.get(str(summary.get("status")), "missing")
+    state = "pruned" if state == "finished" and epoch and of else state
+    seconds = checked.number(summary.get("elapsed_s"))
+    code, reason = checked.count(summary.get("exit_code")) or 0, checked.text(summary.get("error"), 2000)
+    if state not in ("finished", "pruned"):
+        return Row(member, state, run, seconds=seconds, leads=leads, exit_code=code, reason=reason)
     val = checked.mapping(checked.mapping(summary.get("best")).get("val"))
     source = checked.mapping(summary.get("source"))
-    has_ended = state in ("finished", "pruned")
-    scores = {
-        key: checked.number(val.get(name))
-        for key, name in {"accuracy": "accuracy", "low": "accuracy_low", "high": "accuracy_high", "loss": "loss"}.items()
-    } | {
-        "source": checked.number(checked.mapping(source.get("after")).get("accuracy")),
-        "change": checked.number(source.get("accuracy_change")),
-        "seconds": checked.number(summary.get("elapsed_s")),
-    }  # fmt: skip
+    accuracy, low, high, loss = (
+        checked.number(val.get(name)) for name in ("accuracy", "accuracy_low", "accuracy_high", "loss")
+    )
     return Row(
-        member, state, run, n=checked.count(val.get("n")) if has_ended else None,
-        pruned=(epoch, of) if state == "pruned" and epoch and of else None, leads=leads,
-        exit_code=checked.count(summary.get("exit_code")) or 0, reason=checked.text(summary.get("error"), 2000),
-        **(scores if has_ended else {"seconds": scores["seconds"]}),
+        member, state, run, accuracy, low, high, loss, n=checked.count(val.get("n")),
+        source=checked.number(checked.mapping(source.get("after")).get("accuracy")),
+        change=checked.number(source.get("accuracy_change")), seconds=seconds,
+        pruned=(epoch, of) if epoch and of and state == "pruned" else None, leads=leads,
     )  # fmt: skip
+
+
+_STATE_OF = {"finished": "finished", "failed": "failed", "interrupted": "stopped", "running": "stopped"}
 
 
 @dataclass(frozen=True)
