@@ -77,7 +77,7 @@ def attempt(task: Task, warn: Say, goes_on: GoesOn = to_the_end, bars: Display |
         code, message = ending(error)
         trace = traceback.format_exc() if code == ExitCode.BUG else ""
         outcome = Outcome(code, message, error.problems if isinstance(error, SpecError) else (), trace)
-    for device in ("cpu", *(["cuda"] if torch.cuda.is_initialized() else [])):
+    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
         release_memory(torch.device(device))  # the next member's spec may be another network's
     return outcome
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transferctl import plots
@@ -87,9 +87,8 @@ def pick(best: Setting, settings: Sequence[Setting], display: Display) -> dict[s
     near = as_good(best, settings)
     least = cheapest([best, *near])
     row = best.best
-    display.result(
-        f"picked: member {row.member.number} ({in_words(row.member.settings)}), {_interval(row)}, n = {row.n}"
-    )
+    what = f"member {row.member.number} ({in_words(row.member.settings)})"
+    display.result(f"picked: {what}, {_interval(row)}, n = {row.n}")
     if len(best.rows) > 1:
         display.result(f"of its setting's {len(best.rows)} seeds, the one that is best by the same rule")
     if not best.is_complete:
@@ -111,7 +110,7 @@ def pick(best: Setting, settings: Sequence[Setting], display: Display) -> dict[s
 
 def drawn(asked: Asked, settings: Sequence[Setting], fronts: Mapping[str, Sequence[int]], best: Setting | None) -> str:
     """sweep.svg: target against source accuracy, where there is source, and against time."""
-    axes = {
+    axes: dict[str, tuple[str, Callable[[Setting], float | None]]] = {
         "source": ("source accuracy, %", lambda one: None if one.source is None else 100 * one.source),
         "time": ("seconds", lambda one: one.seconds),
     }

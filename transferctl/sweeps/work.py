@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,8 @@ class Work:
 
     def _one_by_one(self) -> None:
         while (member := self._next()) is not None:
-            number = member.number
-            outcome = members.attempt(
-                self._task(member), self._warn, lambda epochs, val, n=number: self._goes_on(n, epochs, val), self.display
-            )  # fmt: skip
-            self._ended(member, outcome)
+            goes_on = partial(self._goes_on, member.number)
+            self._ended(member, members.attempt(self._task(member), self._warn, goes_on, self.display))
 
     def _side_by_side(self, jobs: int) -> None:
         threads = max(1, torch.get_num_threads() // jobs)
