@@ -107,7 +107,8 @@ class GateMissed(TransferctlError):
 def of_code(code: ExitCode, message: str) -> TransferctlError:
     """The error that another process, or an earlier one, ended with."""
     if code == ExitCode.SPEC:
-        return SpecError([Problem("", message)])
+        where, _, cause = message.partition(": ")  # a place of its own, so that it is given no line of a file
+        return SpecError([Problem("", cause, where)])
     kinds = (DataError, CheckpointError, ResourceError, DivergedError, LockedError, GateMissed)
     return next((kind for kind in kinds if kind.exit_code == code), TransferctlError)(message)
 

@@ -76,7 +76,6 @@ class Panel:
     points: Sequence[Point]
     x_label: str
     y_label: str
-    is_log: bool = False
 
 
 def trade_offs(panels: Sequence[Panel]) -> str:
@@ -93,8 +92,10 @@ def trade_offs(panels: Sequence[Panel]) -> str:
             front = sorted((point for point in panel.points if point.on_front), key=lambda point: (point.x, -point.y))
             axes.plot([point.x for point in front], [point.y for point in front], color="C0", alpha=0.5, label="front")
             for point in front[:: -(-len(front) // MOST_LABELS) or 1]:
-                axes.annotate(point.label, (point.x, point.y), xytext=(6, 6), textcoords="offset points", fontsize=8)
-            axes.set(xlabel=panel.x_label, ylabel=panel.y_label, xscale="log" if panel.is_log else "linear")
+                is_right = 2 * point.x > front[0].x + front[-1].x
+                where: dict[str, Any] = {"xytext": (-6 if is_right else 6, 6), "ha": "right" if is_right else "left"}
+                axes.annotate(point.label, (point.x, point.y), textcoords="offset points", fontsize=8, **where)
+            axes.set(xlabel=panel.x_label, ylabel=panel.y_label)
             axes.margins(x=0.15, y=0.1)
             axes.grid(alpha=0.3)
             axes.legend(fontsize=8)

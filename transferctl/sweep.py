@@ -32,7 +32,7 @@ from transferctl.sweeps import methods, rows, show, work
 from transferctl.sweeps.book import Asked, Book
 from transferctl.sweeps.rows import Row, Setting
 from transferctl.sweeps.space import SEED, Member
-from transferctl.sweeps.specs import Specs
+from transferctl.sweeps.specs import Specs, faults
 from transferctl.sweeps.study import Study
 from transferctl.yamlfile import SpecFile
 
@@ -56,8 +56,8 @@ def run(
     specs = Specs(file)
     asked = replace(asked, axes=specs.with_whole_ranges(asked.axes))
     planned = book.members if book else _planned(asked)
-    if asked.method != "optuna":
-        specs.refuse_faulty(planned)
+    if problems := faults(file.path, file.overrides, [] if asked.method == "grid" else planned):
+        raise errors.SpecError(problems)  # those of a grid are known to be whole
     _refuse_unused(asked, specs)
     tracking.refuse_missing(file.spec)
     total = asked.trials * len(methods.split(asked.axes)[1]) if asked.method == "optuna" else len(planned)

@@ -18,6 +18,7 @@ from transferctl.commands.options import (
     is_run,
 )
 from transferctl.commands.running import load_spec, one_of, run_verb, usage
+from transferctl.errors import SpecError
 
 if TYPE_CHECKING:
     from transferctl.display import Display
@@ -67,21 +68,21 @@ def sweep(
         return _new(spec)
 
     def _new(spec: Path) -> SpecFile:
-        from transferctl.sweeps import methods, space, study
+        from transferctl.sweeps import methods, space, specs, study
 
         one_of("--verb", verb, VERBS)
         one_of("--method", method, [*methods.METHODS])
         if method == "grid" and trials is not None:
             raise usage("--trials", "is for --method random or optuna; a grid has as many members as it has points")
-        axes.extend(space.parse(over or [], set_ or []))
-        methods.refuse_too_many(axes, method, trials or methods.TRIALS)
+        found, problems = space.parse(over or [], set_ or [])
+        problems += methods.problems(found, method, trials or methods.TRIALS)
+        problems += specs.faults(spec, set_ or [], specs.corners(found))
+        if problems:
+            raise SpecError(problems)
         if method == "optuna" or prune:
             study.refuse_missing("--method optuna" if method == "optuna" else "--prune")
-        file = load_spec(spec, set_)
-        from transferctl.sweeps.specs import Specs
-
-        Specs(file).with_whole_ranges(axes)
-        return file
+        axes.extend(found)
+        return load_spec(spec, set_)
 
     def go_on(file: SpecFile, display: Display) -> dict[str, Any]:
         from transferctl import sweep

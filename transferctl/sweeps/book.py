@@ -112,7 +112,7 @@ def read(path: Path) -> Book:
         values = checked.mapping(jsontext.read(path / FILE))
         asked = Asked(
             verb=_one_of(values["verb"], list(members.VERBS)),
-            axes=space.parse([str(text) for text in checked.sequence(values["over"])]),
+            axes=_axes([str(text) for text in checked.sequence(values["over"])]),
             method=_one_of(values["method"], list(METHODS)),
             trials=int(values["trials"]),
             prune=bool(values["prune"]),
@@ -138,6 +138,13 @@ def _add(book: Book, told: Mapping[str, Any]) -> None:
         book.leads.add(member.number)
     if "exit_code" in told:
         book.failures[member.number] = Outcome(ExitCode(int(told["exit_code"])), checked.text(told.get("error"), 2000))
+
+
+def _axes(overs: Sequence[str]) -> list[Axis]:
+    axes, problems = space.parse(overs)
+    if problems:
+        raise SpecError(problems)
+    return axes
 
 
 def _one_of(value: Any, choices: Iterable[str]) -> str:

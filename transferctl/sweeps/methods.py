@@ -6,8 +6,9 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
-from transferctl.errors import Problem, SpecError
-from transferctl.sweeps.space import MOST, SEED, Axis, Member, Points, Range, refuse_ranges
+from transferctl.errors import Problem
+from transferctl.sweeps.space import MOST, SEED, Axis, Member, Points, Range, without_points
+from transferctl.wording import counted
 
 METHODS = ("grid", "random", "optuna")
 TRIALS = 20  # where none are asked for
@@ -22,26 +23,26 @@ def split(axes: Sequence[Axis]) -> tuple[list[Axis], tuple[str, ...]]:
     return [axis for axis in axes if axis.key != SEED], seeds[0] if seeds else ("",)
 
 
-def refuse_too_many(axes: Sequence[Axis], method: str, trials: int) -> None:
-    """Raises SpecError for a grid over what has no points, for more members than a sweep takes, and where so many
-    settings cannot be drawn."""
+def problems(axes: Sequence[Axis], method: str, trials: int) -> list[Problem]:
+    """A grid over what has no points; more members than a sweep takes; more settings to draw than there are."""
     varied, seeds = split(axes)
-    if method == "grid":
-        refuse_ranges(varied, "a grid takes points")
+    ranges = [axis for axis in varied if isinstance(axis, Range)]
     whole = math.prod(len(axis.texts) for axis in varied if isinstance(axis, Points))
-    is_finite = not any(isinstance(axis, Range) for axis in varied)
-    if method == "random" and is_finite and trials > whole:
-        message = f"there are only {whole} settings to draw from; leave out --method random for all of them"
-        raise SpecError([Problem("", message, f"--trials {trials}")])
+    if method == "grid" and ranges:
+        return [without_points(axis, "a grid takes points") for axis in ranges]
+    if method == "random" and not ranges and trials > whole:
+        message = f"there {'is' if whole == 1 else 'are'} only {counted(whole, 'setting')} to draw from; "
+        return [Problem("", f"{message}leave out --method random for all of them", f"--trials {trials}")]
     if (total := (whole if method == "grid" else trials) * len(seeds)) > MOST:
         fewer = "take fewer values, or --method random --trials N" if method == "grid" else "take fewer trials"
-        raise SpecError([Problem("", f"{total:,} members are more than the {MOST:,} of a sweep; {fewer}", "--over")])
+        return [Problem("", f"{total:,} members are more than the {MOST:,} of a sweep; {fewer}", "--over")]
+    return []
 
 
 def grid(axes: Sequence[Axis]) -> Iterator[Settings]:
     """Every combination, the last axis fastest."""
     texts = [axis.texts for axis in axes if isinstance(axis, Points)]
-    assert len(texts) == len(axes), "refuse_too_many has refused ranges"
+    assert len(texts) == len(axes), "problems() tells of ranges"
     for chosen in itertools.product(*texts):
         yield dict(zip([axis.key for axis in axes], chosen, strict=True))
 

@@ -122,7 +122,7 @@ def drawn(asked: Asked, settings: Sequence[Setting], fronts: Mapping[str, Sequen
             for i, one in enumerate(settings)
             if (x := value(one)) is not None and one.accuracy is not None and one.is_complete
         ]
-        panels.append(Panel(points, label, "target validation accuracy, %", is_log=name == "time"))
+        panels.append(Panel(points, label, "target validation accuracy, %"))
     return plots.trade_offs(panels)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -96,9 +96,9 @@ class Member:
         return [f"{key}={text}" for key, text in self.settings.items()]
 
 
-def parse(overs: Sequence[str], sets: Sequence[str] = ()) -> list[Axis]:
-    """Of `--over` options, in their order. sets: of `--set`, whose keys cannot be swept. Raises SpecError with all
-    problems."""
+def parse(overs: Sequence[str], sets: Sequence[str] = ()) -> tuple[list[Axis], list[Problem]]:
+    """Of `--over` options, in their order: those that can be read, and what is wrong. sets: of `--set`, whose keys
+    cannot be swept."""
     axes: list[Axis] = []
     problems: list[Problem] = []
     fixed = {text.partition("=")[0].strip() for text in sets}
@@ -115,24 +115,16 @@ def parse(overs: Sequence[str], sets: Sequence[str] = ()) -> list[Axis]:
         axes.append(axis)
     if not overs:
         problems.append(Problem("", "say what to sweep: --over optimizer.lr=0.001,0.01,0.1", "--over"))
-    if problems:
-        raise SpecError(problems)
-    return axes
+    return axes, problems
 
 
-def refuse_ranges(axes: Iterable[Axis], why: str) -> None:
-    """Raises SpecError for what has no points. why: it needs some."""
-    if problems := [
-        _problem(
-            axis.written,
-            f"{why}: list some ({', '.join(_example(axis))}), give a step ({axis.ends[0]}:{axis.ends[1]}:STEP)"
-            f"{' or a number of points (' + f'log:{axis.ends[0]}:{axis.ends[1]}:4)' if axis.low > 0 else ''}"
-            ", or draw from it with --method random",
-        )
-        for axis in axes
-        if isinstance(axis, Range)
-    ]:
-        raise SpecError(problems)
+def without_points(axis: Range, why: str) -> Problem:
+    """A range where points are needed, and how to write some."""
+    low, high = axis.ends
+    number = f" or a number of points (log:{low}:{high}:4)" if axis.low > 0 else ""
+    listed = ", ".join(dict.fromkeys([low, axis.at(0.5), high]))
+    ways = f"list some ({listed}), give a step ({low}:{high}:STEP){number}, or draw from it with --method random"
+    return _problem(axis.written, f"{why}: {ways}")
 
 
 def number_text(value: float) -> str:
@@ -207,10 +199,6 @@ def _values(over: str, text: str) -> Iterator[str]:
             raise SpecError([_problem(over, what)])
         seen.add(value)
         yield value
-
-
-def _example(axis: Range) -> list[str]:
-    return list(dict.fromkeys([axis.ends[0], axis.at(0.5), axis.ends[1]]))
 
 
 def _problem(over: str, message: str) -> Problem:

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from transferctl import yamlfile
@@ -23,10 +24,7 @@ class Specs:
 
     def whole(self, member: Member) -> Spec:
         """With all that the file has. Raises SpecError, each problem at its `--over`."""
-        try:
-            return yamlfile.load(self.file.path, [*self.file.overrides, *member.sets]).spec
-        except SpecError as error:
-            raise SpecError(_as_over(problem, member) for problem in error.problems) from None
+        return _spec(self.file.path, self.file.overrides, member)
 
     def of(self, member: Member) -> Spec:
         """As the member runs: without test data, baseline and page; named after the sweep and its number."""
@@ -35,22 +33,8 @@ class Specs:
         name = member.name_in(self.file.spec.name)
         return spec.model_copy(update={"name": name, "target": target, "baseline": None, "report": False})
 
-    def refuse_faulty(self, members: Iterable[Member]) -> None:
-        """Raises SpecError with the problems of all; what several share is told once."""
-        found: dict[tuple[str, str], dict[str, None]] = {}
-        for member in members:
-            try:
-                self.whole(member)
-            except SpecError as error:
-                for problem in error.problems:
-                    found.setdefault((problem.key, problem.message), {})[problem.where] = None
-        if found:
-            raise SpecError(Problem(key, text, _together(list(where))) for (key, text), where in found.items())
-
     def with_whole_ranges(self, axes: Sequence[Axis]) -> list[Axis]:
-        """Ranges over settings that take whole numbers alone know it. Raises SpecError for ends that no spec takes,
-        and for values that it refuses beside each other."""
-        self.refuse_faulty(_corners(axes))
+        """Ranges over settings that take whole numbers alone know it."""
         return [replace(axis, is_whole=self._is_whole(axis)) if isinstance(axis, Range) else axis for axis in axes]
 
     def _is_whole(self, axis: Range) -> bool:
@@ -68,7 +52,19 @@ class Specs:
         return {key: _at(dumped, key.split("."), text) for key, text in member.settings.items()}
 
 
-def _corners(axes: Sequence[Axis]) -> list[Member]:
+def faults(path: Path, overrides: Sequence[str], members: Iterable[Member]) -> list[Problem]:
+    """What is wrong with the specs of any; what several share is told once."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for member in members:
+        try:
+            _spec(path, overrides, member)
+        except SpecError as error:
+            for problem in error.problems:
+                found.setdefault((problem.key, problem.message), {})[problem.where] = None
+    return [Problem(key, text, _together(list(where))) for (key, text), where in found.items()]
+
+
+def corners(axes: Sequence[Axis]) -> list[Member]:
     """Every combination of points and of ranges' ends, or where these are too many each value beside the others'
     first."""
     values = [axis.texts if isinstance(axis, Points) else axis.ends for axis in axes]
@@ -77,6 +73,13 @@ def _corners(axes: Sequence[Axis]) -> list[Member]:
         return [Member(1, dict(zip(keys, chosen, strict=True))) for chosen in itertools.product(*values)]
     first = {key: texts[0] for key, texts in zip(keys, values, strict=True)}
     return [Member(1, first | {key: text}) for key, texts in zip(keys, values, strict=True) for text in texts]
+
+
+def _spec(path: Path, overrides: Sequence[str], member: Member) -> Spec:
+    try:
+        return yamlfile.load(path, [*overrides, *member.sets]).spec
+    except SpecError as error:
+        raise SpecError(_as_over(problem, member) for problem in error.problems) from None
 
 
 def _as_over(problem: Problem, member: Member) -> Problem:

@@ -168,8 +168,8 @@ def all_failed(rows: Sequence[Row], problems: Sequence[errors.Problem]) -> error
     """With the exit code of the first, and what it said; once, where all said the same."""
     first = next(row for row in rows if row.state == "failed")
     alike = all(row.reason == first.reason for row in rows)
-    n = len(rows)
     if problems and alike:
         return errors.SpecError(problems)
-    told = first.reason if alike else f"all {n} members failed; the first: {first.reason}"
+    many = f"all {len(rows)} members failed{' alike' if alike else ''}: " if len(rows) > 1 else ""
+    told = many + first.reason
     return errors.of_code(ExitCode(first.exit_code), told)
