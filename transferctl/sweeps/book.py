@@ -60,7 +60,7 @@ class Book:
         """As it is on the disk now, and remembered."""
         run = self.run_of(member)
         summary: Mapping[str, Any] = {"status": "missing"} if run is None else members.summary_of(run)
-        row = row_of(member, "" if run is None else str(run), summary, member.number in self.leads)
+        row = row_of(member, "" if run is None else str(run), summary)
         failure = self.failures.get(member.number)
         if failure and row.state not in ("finished", "pruned"):
             row = replace(row, state="failed", exit_code=int(failure.code), reason=failure.message)
@@ -68,7 +68,8 @@ class Book:
         return row
 
     def rows(self) -> list[Row]:
-        return [self._rows.get(member.number) or self.row(member) for member in self.members]
+        found = [self._rows.get(member.number) or self.row(member) for member in self.members]
+        return [replace(row, leads=row.member.number in self.leads) for row in found]
 
     def unfinished(self) -> list[Member]:
         """Members to run, or to go on with: those missing or stopped, if only for want of memory or disk."""
@@ -102,7 +103,7 @@ class Book:
         row, failure = self._rows.get(member.number, Row(member)), self.failures.get(member.number)
         told: dict[str, Any] = {"number": member.number, "settings": dict(member.settings), "state": row.state}
         told |= {"run": Path(row.run).name} if row.run else {}
-        told |= {"accuracy": row.accuracy, "loss": row.loss, "leads": row.leads}
+        told |= {"accuracy": row.accuracy, "loss": row.loss, "leads": member.number in self.leads}
         return told | ({"exit_code": int(failure.code), "error": failure.message} if failure else {})
 
 

@@ -37,7 +37,7 @@ class Row:
     reason: str = ""
 
 
-def row_of(member: Member, run: str, summary: Mapping[str, Any], leads: bool) -> Row:
+def row_of(member: Member, run: str, summary: Mapping[str, Any]) -> Row:
     """By its summary.json."""
     pruned = checked.mapping(summary.get("pruned"))
     epoch, of = checked.count(pruned.get("epoch")), checked.count(pruned.get("of"))
@@ -46,7 +46,7 @@ def row_of(member: Member, run: str, summary: Mapping[str, Any], leads: bool) ->
     seconds = checked.number(summary.get("elapsed_s"))
     code, reason = checked.count(summary.get("exit_code")) or 0, checked.text(summary.get("error"), 2000)
     if state not in ("finished", "pruned"):
-        return Row(member, state, run, seconds=seconds, leads=leads, exit_code=code, reason=reason)
+        return Row(member, state, run, seconds=seconds, exit_code=code, reason=reason)
     val = checked.mapping(checked.mapping(summary.get("best")).get("val"))
     source = checked.mapping(summary.get("source"))
     accuracy, low, high, loss = (
@@ -56,7 +56,7 @@ def row_of(member: Member, run: str, summary: Mapping[str, Any], leads: bool) ->
         member, state, run, accuracy, low, high, loss, n=checked.count(val.get("n")),
         source=checked.number(checked.mapping(source.get("after")).get("accuracy")),
         change=checked.number(source.get("accuracy_change")), seconds=seconds,
-        pruned=(epoch, of) if epoch and of and state == "pruned" else None, leads=leads,
+        pruned=(epoch, of) if epoch and of and state == "pruned" else None,
     )  # fmt: skip
 
 

@@ -47,6 +47,9 @@ class Work:
     def do(self, waiting: Iterable[Member], jobs: int) -> None:
         """Run members until none is left. A signal passes, once those that run are saved. Raises DataError for what is
         wrong with data that they share."""
+        for row in self.book.rows():
+            if row.state in ("finished", "pruned"):
+                self.schedule.remember(row.member)
         for member in waiting:
             self.schedule.add(member)
         self._tell_study(self.book.members)
@@ -67,7 +70,7 @@ class Work:
         log = self.book.path / LOG
         with Pool(jobs, threads, log) as pool:
             while True:
-                while pool.has_room and (member := self._next(pool.running)) is not None:
+                while pool.has_room and (member := self._next()) is not None:
                     pool.start(member.number, self._task(member))
                 if not pool.running:
                     break
@@ -92,16 +95,15 @@ class Work:
 
     # -- which is next
 
-    def _next(self, running: int = 0) -> Member | None:
+    def _next(self) -> Member | None:
         """None where all are done or run, or where those that are left wait for one that runs."""
-        if not self.schedule.waiting:
-            self._propose(running)
+        if self.schedule.is_empty:
+            self._propose()
         member = self.schedule.next()
-        if member is not None and self.schedule.leads(member):
-            self.book.leads.add(member.number)
+        self.book.leads |= self.schedule.leaders
         return member
 
-    def _propose(self, running: int) -> None:
+    def _propose(self) -> None:
         """The next setting that Optuna wants to know, in the book before it is tried."""
         asked, seeds = self.book.asked, self._seeds
         index = len(self.book.members) // len(seeds)
