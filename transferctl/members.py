@@ -20,6 +20,7 @@ from transferctl import extract, finetune, jsontext, lock, pretrain, resuming, r
 from transferctl.device import release_memory
 from transferctl.display import Display, Progress
 from transferctl.errors import ExitCode, Problem, SpecError, ending
+from transferctl.loaders import BrokenSamples
 from transferctl.signals import ENDING
 from transferctl.spec import Spec
 from transferctl.training import GoesOn, to_the_end
@@ -43,12 +44,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a member's process ended. problems: of a spec, with their keys; trace: of a bug."""
+    """How a member's process ended. problems: of a spec, with their keys; trace: of a bug; is_of_images: samples cannot
+    be read, whatever else the spec says."""
 
     code: ExitCode = ExitCode.OK
     message: str = ""
     problems: Sequence[Problem] = ()
     trace: str = ""
+    is_of_images: bool = False
 
 
 def run(task: Task, warn: Say, goes_on: GoesOn = to_the_end, bars: Display | None = None) -> dict[str, Any]:
@@ -76,7 +79,8 @@ def attempt(task: Task, warn: Say, goes_on: GoesOn = to_the_end, bars: Display |
     except Exception as error:
         code, message = ending(error)
         trace = traceback.format_exc() if code == ExitCode.BUG else ""
-        outcome = Outcome(code, message, error.problems if isinstance(error, SpecError) else (), trace)
+        problems = error.problems if isinstance(error, SpecError) else ()
+        outcome = Outcome(code, message, problems, trace, isinstance(error, BrokenSamples))
     for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
         release_memory(torch.device(device))  # the next member's spec may be another network's
     return outcome

@@ -73,6 +73,8 @@ def run(
             left = _left(book, display)
             work.Work(book, specs, study, folder.path.parent, display).do(left, min(jobs, max(total, 1)))
         finally:
+            book.refresh()
+            book.save()
             folder.summary |= _progress(book)
         _conclude(book, specs, folder, display)
     display.result(str(folder.path))

@@ -75,7 +75,7 @@ def sweep(
         if method == "grid" and trials is not None:
             raise usage("--trials", "is for --method random or optuna; a grid has as many members as it has points")
         found, problems = space.parse(over or [], set_ or [])
-        problems += methods.problems(found, method, trials or methods.TRIALS)
+        problems += methods.problems(found, method, trials or methods.TRIALS, prune=prune)
         problems += specs.faults(spec, set_ or [], specs.corners(found))
         if problems:
             raise SpecError(problems)

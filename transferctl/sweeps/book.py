@@ -71,6 +71,12 @@ class Book:
         found = [self._rows.get(member.number) or self.row(member) for member in self.members]
         return [replace(row, leads=row.member.number in self.leads) for row in found]
 
+    def refresh(self) -> None:
+        """After an interruption: members that ran have stopped, and more may be on the disk than was heard of."""
+        for member in self.members:
+            if self._rows.get(member.number, Row(member)).state in ("missing", "stopped"):
+                self.row(member)
+
     def unfinished(self) -> list[Member]:
         """Members to run, or to go on with: those missing or stopped, if only for want of memory or disk."""
         found = []

@@ -23,9 +23,12 @@ def split(axes: Sequence[Axis]) -> tuple[list[Axis], tuple[str, ...]]:
     return [axis for axis in axes if axis.key != SEED], seeds[0] if seeds else ("",)
 
 
-def problems(axes: Sequence[Axis], method: str, trials: int) -> list[Problem]:
-    """A grid over what has no points; more members than a sweep takes; more settings to draw than there are."""
+def problems(axes: Sequence[Axis], method: str, trials: int, *, prune: bool) -> list[Problem]:
+    """Pruning among repeats; a grid over what has no points; more members, or settings to draw, than there can be."""
     varied, seeds = split(axes)
+    if prune and len(seeds) > 1:
+        message = "ends some of a setting's seeds and not others, so that it has no mean: prune first, then sweep seeds"
+        return [Problem("", f"{message} over what is left", "--prune")]
     ranges = [axis for axis in varied if isinstance(axis, Range)]
     whole = math.prod(len(axis.texts) for axis in varied if isinstance(axis, Points))
     if method == "grid" and ranges:

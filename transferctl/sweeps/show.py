@@ -28,7 +28,7 @@ def plan(asked: Asked, total: int) -> str:
     """What will be run, in a line."""
     varied, seeds = split(asked.axes)
     over = " × ".join(
-        f"{axis.key} ({len(axis.texts)})" if isinstance(axis, Points) else f"{axis.key} ({':'.join(axis.ends)})"
+        f"{axis.key} ({len(axis.texts)})" if isinstance(axis, Points) else f"{axis.key} ({axis})"
         for axis in varied
     )  # fmt: skip
     how = {"grid": "a grid", "random": f"{asked.trials} drawn at random (seed {asked.seed})"}

@@ -51,6 +51,9 @@ class Range:
     written: str
     is_whole: bool = False
 
+    def __str__(self) -> str:
+        return f"{'log:' if self.is_log else ''}{':'.join(self.ends)}"
+
     @property
     def ends(self) -> tuple[str, str]:
         return number_text(self.low), number_text(self.high)

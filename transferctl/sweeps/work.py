@@ -24,7 +24,7 @@ from transferctl.sweeps.specs import Specs
 from transferctl.sweeps.study import Study
 
 LOG = "workers.log"  # what libraries print in the processes
-DATA_DEPENDS_ON = ("target", "source", "seed", "head", "backbone", "from", "on_bad_sample", "preprocess")
+IMAGES_DEPEND_ON = ("target", "source", "on_bad_sample")
 
 
 @dataclass
@@ -132,7 +132,7 @@ class Work:
             row = self.book.ended(member, outcome)
         for line in outcome.trace.splitlines():
             self.display.line(line, shown=False)
-        if outcome.code == ExitCode.DATA and not self._varies_data():
+        if outcome.is_of_images and not self._varies_images():
             raise errors.of_code(outcome.code, outcome.message)
         done = [row for row in self.book.rows() if row.state in ("finished", "pruned", "failed")]
         self.display.note(show.progress_line(row, done, self._total()))
@@ -142,9 +142,8 @@ class Work:
         asked = self.book.asked
         return asked.trials * len(self._seeds) if asked.trials else len(self.book.members)
 
-    def _varies_data(self) -> bool:
-        keys = [axis.key.split(".")[0] for axis in self.book.asked.axes if axis.key not in show.fixed(self.book.asked)]
-        return any(key in DATA_DEPENDS_ON for key in keys)
+    def _varies_images(self) -> bool:
+        return any(axis.key.split(".")[0] in IMAGES_DEPEND_ON for axis in self.book.asked.axes)
 
     def _tell_study(self, of: Iterable[Member]) -> None:
         """What the settings of these members have come to, where all their members have ended."""
