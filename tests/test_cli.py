@@ -24,6 +24,7 @@ VERBS = [
     "pretrain",
     "extract",
     "finetune",
+    "sweep",
     "eval",
     "predict",
     "report",

@@ -12,7 +12,18 @@ from typing import Annotated, NoReturn
 import typer
 
 from transferctl import __version__, signals
-from transferctl.commands import caching, choosing, exporting, looking, predicting, reporting, scoring, specs, training
+from transferctl.commands import (
+    caching,
+    choosing,
+    exporting,
+    looking,
+    predicting,
+    reporting,
+    scoring,
+    specs,
+    sweeping,
+    training,
+)
 from transferctl.commands.options import SEVERAL_RUNS, is_run
 from transferctl.commands.running import fail
 from transferctl.errors import ExitCode, ending
@@ -43,6 +54,7 @@ def _options(
 
 
 app.add_typer(training.app)
+app.add_typer(sweeping.app)
 app.add_typer(scoring.app)
 app.add_typer(choosing.app)
 app.add_typer(predicting.app)

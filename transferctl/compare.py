@@ -14,6 +14,7 @@ from transferctl.errors import CheckpointError, Problem, SpecError
 from transferctl.reporting import beside, checked
 from transferctl.reporting.beside import Paired
 from transferctl.reporting.gather import Interval, RunRecord, Score, gather
+from transferctl.runs import refuse_sweep
 from transferctl.specdifferences import differing
 from transferctl.wording import shown
 
@@ -24,6 +25,8 @@ def run(folders: Sequence[Path], display: Display) -> dict[str, Any]:
     """Raises SpecError for fewer than two runs, CheckpointError where one is none."""
     if len(folders) < 2:
         raise SpecError([Problem("", "takes two or more; one alone is shown by `transferctl report RUN`", "RUN…")])
+    for folder in folders:
+        refuse_sweep(folder)
     runs = [gather(folder) for folder in folders]
     if strangers := [str(one.path) for one in runs if one.state == "unknown"]:
         raise CheckpointError(f"{shown(strangers)}: no run folder (no summary.json that says so); name those in runs/")

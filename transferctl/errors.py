@@ -104,6 +104,15 @@ class GateMissed(TransferctlError):
     exit_code = ExitCode.GATE_MISSED
 
 
+def of_code(code: ExitCode, message: str) -> TransferctlError:
+    """The error that another process, or an earlier one, ended with."""
+    if code == ExitCode.SPEC:
+        where, _, cause = message.partition(": ")  # a place of its own, so that it is given no line of a file
+        return SpecError([Problem("", cause, where)])
+    kinds = (DataError, CheckpointError, ResourceError, DivergedError, LockedError, GateMissed)
+    return next((kind for kind in kinds if kind.exit_code == code), TransferctlError)(message)
+
+
 class Terminated(BaseException):
     """SIGTERM, as an exception, so that `with` blocks close what they opened."""
 

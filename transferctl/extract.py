@@ -27,11 +27,16 @@ from transferctl.model import BatchNorm
 from transferctl.resuming import Resumed
 from transferctl.saving import Saver
 from transferctl.spec import Spec
+from transferctl.training import GoesOn, to_the_end
+
+UNUSED = ("candidates", "from_run", "frozen", "batchnorm", "head_first", "target_weight", "penalties", "augment")
 
 
-def run(spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = None) -> dict[str, Any]:
+def run(
+    spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = None, goes_on: GoesOn = to_the_end
+) -> dict[str, Any]:
     """Compute features once, train the head, keep the best by validation, score test data once; or go on with a run
-    that was stopped."""
+    that was stopped. goes_on: as `training.fit` takes it."""
     target = pipeline.load_target(spec, display)
     heads.refuse_too_few(spec.head, target.train, target.classes, "target.train")
     compute = pipeline.chosen_device(spec, display)
@@ -42,7 +47,7 @@ def run(spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = 
     model.freeze("all", BatchNorm())
     model.freeze_head("source")
     model.place(compute)
-    unused = ["candidates", "from_run", "frozen", "batchnorm", "head_first", "target_weight", "penalties", "augment"]
+    unused = list(UNUSED)
     unused += ["source"] if spec.backbone.weights != "source" else []
     unused += ["pretrain"] if spec.backbone.weights != "source" and spec.baseline is None else []
     if spec.head.solver == "lbfgs":  # the network from scratch has epochs of its own, but this batch size
@@ -71,7 +76,7 @@ def run(spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = 
         else:
             fitted = heads.fit(
                 model, task, spec, "target", loss, tables["train"], tables["val"], compute, display,
-                seed=spec.seed, run=folder, saver=saver,
+                seed=spec.seed, run=folder, saver=saver, goes_on=goes_on,
             )  # fmt: skip
         results.save_fitted(folder, model, fitted)
         scoring.score_best(folder, model, task, target, lambda split: features.evaluation_batches(tables[split.name]),

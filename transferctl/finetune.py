@@ -42,6 +42,7 @@ from transferctl.resuming import Resumed
 from transferctl.runs import Run
 from transferctl.saving import Saver
 from transferctl.spec import HeadFirstSettings, Spec
+from transferctl.training import GoesOn
 from transferctl.trainingstate import Fitted
 
 
@@ -69,9 +70,11 @@ class _Setup:
         }
 
 
-def run(spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = None) -> dict[str, Any]:
+def run(
+    spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = None, goes_on: GoesOn = training.to_the_end
+) -> dict[str, Any]:
     """Fine-tune from the backbone's weights, or from the best checkpoint of the run `from`, head included; or go on
-    with a run that was stopped."""
+    with a run that was stopped. goes_on: as `training.fit` takes it."""
     penalising.refuse_unmet_needs(spec)
     setup = _set_up(spec, runs_dir, display)
     spec, model, target = setup.spec, setup.model, setup.domains["target"]
@@ -93,7 +96,7 @@ def run(spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = 
         before = None if "source" in fresh else _score_source(setup)
         if before and saver.begins:
             folder.log_metrics(step=0, epoch=0, split="source_val", **results.headline(before[0]))
-        fitted = _fit(setup, objective, saver, folder)
+        fitted = _fit(setup, objective, saver, folder, goes_on)
         results.save_fitted(folder, model, fitted)
         scoring.score_best(
             folder, model, setup.task, target, setup.inputs.scoring_batches, model.features_of, setup.compute, display
@@ -192,7 +195,7 @@ def _heads_first(setup: _Setup, settings: HeadFirstSettings) -> tuple[list[str],
     return [domain for domain in setup.fresh_heads if domain not in summary], summary
 
 
-def _fit(setup: _Setup, objective: Objective, saver: Saver, folder: Run) -> Fitted:
+def _fit(setup: _Setup, objective: Objective, saver: Saver, folder: Run, goes_on: GoesOn) -> Fitted:
     """Joint training on both domains, or on the target alone where the source is not rehearsed."""
     spec, model, target = setup.spec, setup.model, setup.domains["target"]
     augment = {"target": pipeline.augmentation(spec)}
@@ -209,6 +212,7 @@ def _fit(setup: _Setup, objective: Objective, saver: Saver, folder: Run) -> Fitt
         model, objective, spec, stream, partial(setup.inputs.scoring_batches, target.val), model.features_of,
         setup.compute, setup.display, seed=spec.seed, frozen=spec.frozen_by_epoch(), batchnorm=pipeline.batchnorm(spec),
         log_cosine=spec.source is not None and spec.source.gradient_cosine, run=folder, saver=saver,
+        goes_on=goes_on,
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from transferctl.probe import Probe, Samples
 from transferctl.runs import Run
 from transferctl.saving import Saver
 from transferctl.spec import HeadSettings, Spec
+from transferctl.training import GoesOn, to_the_end
 from transferctl.trainingstate import Fitted
 from transferctl.trainsettings import HeadTrainingSettings
 
@@ -57,10 +58,11 @@ def fit(
     run: Run | None,
     settings_key: str = "",
     saver: Saver | None = None,
+    goes_on: GoesOn = to_the_end,
 ) -> Fitted:
     """Train the domain's head on its features, the whole backbone frozen.
 
-    run: where its metrics go. saver: as `training.fit` takes it.
+    run: where its metrics go. saver, goes_on: as `training.fit` takes them.
     """
     stream = features.training_stream(
         train, batch_size=settings.batch_size, epochs=settings.epochs, seed=seed, domain=domain,
@@ -69,7 +71,7 @@ def fit(
     return training.fit(
         model, Objective(task, domains={domain: loss}), settings, stream, partial(features.evaluation_batches, val),
         model.features_of, compute, display, seed=seed, frozen={1: "all"}, batchnorm=BatchNorm(), domain=domain,
-        run=run, settings_key=settings_key, saver=saver,
+        run=run, settings_key=settings_key, saver=saver, goes_on=goes_on,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -76,3 +77,46 @@ def annotated_line(axes: Any, points: Sequence[tuple[float, float]], labels: Seq
     for point, label in list(zip(points, labels, strict=True))[::every]:
         axes.annotate(label, point, xytext=(5, 5), textcoords="offset points", fontsize=8)
     axes.margins(x=0.12)  # room for the last label
+
+
+@dataclass(frozen=True)
+class Point:
+    """label: short; on_front: nothing is better in both coordinates; ends: of the y interval."""
+
+    x: float
+    y: float
+    label: str
+    on_front: bool = False
+    is_picked: bool = False
+    ends: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    points: Sequence[Point]
+    x_label: str
+    y_label: str
+
+
+def trade_offs(panels: Sequence[Panel]) -> str:
+    """Side by side: each point with its interval, those on the front joined and labelled, the picked one ringed."""
+    with figure(6 * len(panels), 4.5) as drawn:
+        for axes, panel in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            for point in panel.points:
+                colour = "C0" if point.on_front else "0.6"
+                if point.ends:
+                    axes.vlines(point.x, *point.ends, color=colour, alpha=0.35, linewidth=1)
+                axes.plot(point.x, point.y, marker="o", color=colour, linestyle="none", markersize=5)
+                if point.is_picked:
+                    axes.plot(point.x, point.y, "o", markersize=12, markerfacecolor="none", color="C1", label="picked")
+            front = sorted((point for point in panel.points if point.on_front), key=lambda point: (point.x, -point.y))
+            axes.plot([point.x for point in front], [point.y for point in front], color="C0", alpha=0.5, label="front")
+            for point in front[:: -(-len(front) // MOST_LABELS) or 1]:
+                is_right = 2 * point.x > front[0].x + front[-1].x
+                where: dict[str, Any] = {"xytext": (-6 if is_right else 6, 6), "ha": "right" if is_right else "left"}
+                axes.annotate(point.label, (point.x, point.y), textcoords="offset points", fontsize=8, **where)
+            axes.set(xlabel=panel.x_label, ylabel=panel.y_label)
+            axes.margins(x=0.15, y=0.1)
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=8)
+        return svg(drawn)

@@ -79,6 +79,7 @@ def _refuse_what_is_no_run(path: Path) -> None:
         what = "is no run folder (it has neither summary.json nor spec.yaml)" if path.is_dir() else "no such run folder"
         raise CheckpointError(f"{path}: {what}; `transferctl runs` shows them")
     checkpoint.refuse_of_no_model(path)
+    runs.refuse_sweep(path)
 
 
 def _refuse_to_replace(file: Path) -> None:

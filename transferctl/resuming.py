@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transferctl.display import Display
     from transferctl.yamlfile import SpecFile
 
-RESUMABLE = ("pretrain", "extract", "finetune")
+RESUMABLE = ("pretrain", "extract", "finetune", "sweep")
 FREE = ("workers", "cache", "checkpoint", "name", "trackers", "report")  # settings that no weight depends on
 MEANT_BY = {
     "weights": ("backbone.weights",),
@@ -104,7 +104,7 @@ def _summary(run: Path, verb: str) -> dict[str, Any]:
         way = (
             f"go on with it by `transferctl {found} --resume`"
             if found in RESUMABLE
-            else "only pretrain, extract and finetune can be resumed"
+            else "only pretrain, extract, finetune and sweep can be resumed"
         )
         raise CheckpointError(f"{run}: is a run of {printable(str(found))}, not of {verb}; {way}")
     return summary

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from transferctl import jsontext, lock, signals, tracking
 from transferctl.display import Display, appended
-from transferctl.errors import ExitCode, TransferctlError, ending, from_os_error
+from transferctl.errors import CheckpointError, ExitCode, TransferctlError, ending, from_os_error
 from transferctl.resuming import RESUMABLE, Resumed
 from transferctl.trackerpipe import TrackerProcess
 from transferctl.tracking import Trackers
@@ -210,6 +210,17 @@ def verb_of(run: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return str(found)
+
+
+def refuse_sweep(run: Path) -> None:
+    """Raises CheckpointError for a sweep, which is no run with scores and a model of its own, with what to name."""
+    if verb_of(run) != "sweep":
+        return
+    try:
+        picked = f"; the one that it picked: {jsontext.read(run / 'summary.json')['picked']['run']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        picked = ""
+    raise CheckpointError(f"{run}: is a sweep; name one of its members, in {run / 'members'}{picked}")
 
 
 def data_fingerprints(run: Path) -> dict[str, str]:

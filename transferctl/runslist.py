@@ -23,7 +23,7 @@ from transferctl.runrows import STATES, Row
 from transferctl.wording import counted, printable, shortened, shown
 
 SORTS = ("age", "name", "accuracy", "state", "elapsed")
-RESUMABLE = ("pretrain", "extract", "finetune")  # as resuming.RESUMABLE, which imports the spec
+RESUMABLE = ("pretrain", "extract", "finetune", "sweep")  # as resuming.RESUMABLE, which imports the spec
 SHOWN_ROWS = 50
 WIDE = 100  # columns
 REASONS_SHOWN = 5
@@ -69,6 +69,8 @@ def _run_folders(folder: Path) -> list[tuple[Path, float]]:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "no such folder"
         raise _usage(folder, f"{what}; name the folder that --runs-dir named, by default ./runs of where a run started")
+    if (folder / "sweep.json").exists():
+        raise _usage(folder, f"is a sweep; its members: transferctl runs {_quoted(folder / 'members')}")
     if (folder / "summary.json").exists():
         raise _usage(folder, f"is a run; name the folder that holds it: transferctl runs {_quoted(folder.parent)}")
     try:

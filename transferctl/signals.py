@@ -47,6 +47,11 @@ def handled() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def has_come() -> bool:
+    """Whether a signal came to this process since `handled` was entered."""
+    return bool(_came)
+
+
 @contextmanager
 def held() -> Iterator[None]:
     """A first signal that comes inside is raised at its end (of the outermost, where they are nested), unless what is

@@ -27,6 +27,13 @@ from transferctl.scoring import Forward, measure
 from transferctl.trainingstate import Course, Fitted, Sums
 from transferctl.trainsettings import HeadTrainingSettings
 
+GoesOn = Callable[[int, Mapping[str, Any]], bool]
+
+
+def to_the_end(epochs: int, val: Mapping[str, Any]) -> bool:
+    """Nobody stops the training."""
+    return True
+
 
 def fit(  # noqa: PLR0912, PLR0915 (the loop tells the story)
     model: TransferModel,
@@ -46,6 +53,7 @@ def fit(  # noqa: PLR0912, PLR0915 (the loop tells the story)
     log_cosine: bool = False,
     run: Run | None = None,
     saver: Saver | None = None,
+    goes_on: GoesOn = to_the_end,
 ) -> Fitted:
     """Minimise the objective over the stream; after each epoch validate, keep the best, save.
 
@@ -53,7 +61,9 @@ def fit(  # noqa: PLR0912, PLR0915 (the loop tells the story)
     epoch on; the first is 1. forward: a batch -> Features (the whole model, or nothing where features were
     computed before). settings_key: where in the spec `settings` stand ("pretrain."), for messages. log_cosine: between
     the gradients of both domains, every step. run: where metrics go; None leaves no trace. saver: saves what is due,
-    and has the course of an earlier process, from whose last step the stream goes on; None saves nothing.
+    and has the course of an earlier process, from whose last step the stream goes on; None saves nothing. goes_on:
+    asked before each epoch but the first, with how many are done and what the last one scored on validation data;
+    where it says no, the training is pruned, and ends as if it had been as long as that.
 
     Best is the highest accuracy on validation data of `domain`, then the lowest loss, then the earliest; or the last,
     with `keep: last`. The model is left as it was validated last: with the running mean of its weights, where `ema`
@@ -69,11 +79,15 @@ def fit(  # noqa: PLR0912, PLR0915 (the loop tells the story)
     course = Course(steps_per_epoch=stream.steps_per_epoch)
     if saver:
         course = saver.begin(model, weights, optimizer, ema, course, settings.epochs)
+    pruned: dict[str, int] = {}
     step_of = partial(_gradients, model, weights, objective, forward, compute, seed, log_cosine=log_cosine)
     with closing(stream), display.progress("training", settings.epochs * stream.samples_per_epoch) as progress:
         progress.skip(course.step * stream.samples_per_epoch // stream.steps_per_epoch)
         try:
             while course.epochs < settings.epochs and not _waited_enough(course, settings, frozen):
+                if course.epochs and not goes_on(course.epochs, course.last["val"]):
+                    pruned = {"epoch": course.epochs, "of": settings.epochs}
+                    break
                 epoch = course.epochs + 1
                 model.freeze(_latest(frozen, epoch), batchnorm)
                 model.train()
@@ -124,8 +138,10 @@ def fit(  # noqa: PLR0912, PLR0915 (the loop tells the story)
             raise
         finally:
             if run:
-                run.summary |= course.epochs_of_note()
-    if course.epochs < settings.epochs:
+                run.summary |= course.epochs_of_note() | ({"pruned": pruned} if pruned else {})
+    if pruned:
+        display.note(f"pruned after epoch {course.epochs} of {settings.epochs}: others were better by then")
+    elif course.epochs < settings.epochs:
         display.note(f"stopped early, after epoch {course.epochs}: no better one since epoch {course.best['epoch']}")
     if ema:
         ema.settle()

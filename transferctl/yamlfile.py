@@ -65,6 +65,13 @@ def dump(spec: Spec) -> str:
     return yaml.dump(values, Dumper=CoreDumper, sort_keys=False, allow_unicode=True)
 
 
+def dump_written(spec: Spec) -> str:
+    """The spec's settings that somebody wrote, as YAML that `load` reads back to an equal spec: what is left out can
+    still become another default, as that of another optimizer."""
+    values = spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return yaml.dump(values, Dumper=CoreDumper, sort_keys=False, allow_unicode=True)
+
+
 def _read_text(path: Path) -> str:
     try:
         with path.open("rb") as file:

@@ -1,0 +1,211 @@
+"""A sweep for people: a line a member that ends, the table of settings, what was picked and how surely, the plot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from transferctl import plots
+from transferctl.display import Display
+from transferctl.plots import Panel, Point
+from transferctl.sweeps.book import Asked
+from transferctl.sweeps.methods import split
+from transferctl.sweeps.rows import Row, Setting, as_good, cheapest
+from transferctl.sweeps.space import SEED, Points
+from transferctl.wording import counted, printable, shortened, shown
+
+SHOWN_SETTINGS = 40
+SHOWN_REASONS = 5
+LONGEST_VALUE = 30
+
+
+def fixed(asked: Asked) -> set[str]:
+    """Keys that are swept over one value, and so do not vary."""
+    return {axis.key for axis in asked.axes if isinstance(axis, Points) and len(axis.texts) == 1}
+
+
+def plan(asked: Asked, total: int) -> str:
+    """What will be run, in a line."""
+    varied, seeds = split(asked.axes)
+    over = " × ".join(
+        f"{axis.key} ({len(axis.texts)})" if isinstance(axis, Points) else f"{axis.key} ({axis})"
+        for axis in varied
+    )  # fmt: skip
+    how = {"grid": "a grid", "random": f"{asked.trials} drawn at random (seed {asked.seed})"}
+    method = how.get(asked.method, f"{asked.trials} proposed by Optuna (TPE, seed {asked.seed})")
+    repeats = f", each with {counted(len(seeds), 'seed')}" if seeds != ("",) else ""
+    return f"sweep: {counted(total, 'member')} of {asked.verb}: {method} over {over or SEED}{repeats}"
+
+
+def progress_line(row: Row, done: Sequence[Row], total: int) -> str:
+    """done: members that have ended, this one among them."""
+    words = f"member {row.member.number} ({len(done)} of {total} done): {in_words(row.member.settings)}: "
+    if row.state == "failed":
+        return words + f"failed: {shortened(row.reason, 160)}"
+    best = max((other.accuracy or 0.0 for other in done if other is not row), default=0.0)
+    mark = "; best so far" if (row.accuracy or 0.0) > best else ""
+    return words + f"{', '.join(filter(None, [_interval(row), _change(row.change), _pruned(row), _time(row)]))}{mark}"
+
+
+def in_words(settings: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={_value(text)}" for key, text in settings.items())
+
+
+def table(asked: Asked, settings: Sequence[Setting], fronts: Mapping[str, Sequence[int]], display: Display) -> None:
+    """Settings in the order of the pick's rule. settings: ranked; fronts: positions in them."""
+    keys = [key for key in settings[0].values if key not in fixed(asked)] or list(settings[0].values)
+    has_source = any(setting.source is not None for setting in settings)
+    repeats = max(len(setting.rows) for setting in settings) > 1
+    columns = ["member", *keys, "val accuracy, %", *(["source, points"] if has_source else []), "s", "state", "front"]
+    cells = [
+        [
+            _numbers(setting), *(_value(setting.values[key]) for key in keys), _accuracy(setting, repeats),
+            *([_points(setting.change)] if has_source else []),
+            _seconds(setting), _state(setting), ", ".join(name for name, on in fronts.items() if i in on),
+        ]
+        for i, setting in enumerate(settings[:SHOWN_SETTINGS])
+    ]  # fmt: skip
+    how = "mean ± sd over seeds" if repeats else "95 % interval"
+    display.table(f"Settings by target validation accuracy ({how}), then loss", columns, cells)
+    if len(settings) > SHOWN_SETTINGS:
+        display.result(f"{len(settings) - SHOWN_SETTINGS} more are in summary.json")
+    if any(row.leads for setting in settings for row in setting.rows):
+        display.result("* its time has frozen work in it that the others found in the cache")
+    _reasons(settings, display)
+
+
+def explain_fronts(fronts: Mapping[str, Sequence[int]], display: Display) -> None:
+    second = {"source": "target and source accuracy", "time": "target accuracy and time"}
+    told = "; ".join(f"{name}: no other setting is better in {second[name]}" for name in fronts)
+    if told:
+        display.result(f"front: {told}, or as good in one and better in the other")
+
+
+def pick(best: Setting, settings: Sequence[Setting], display: Display) -> dict[str, Any]:
+    """How sure the choice is, in words and numbers."""
+    complete = [setting for setting in settings if setting.is_complete]
+    near = as_good(best, settings)
+    least = cheapest([best, *near])
+    row = best.best
+    what = f"member {row.member.number} ({in_words(row.member.settings)})"
+    display.result(f"picked: {what}, {_interval(row)}, n = {row.n}")
+    if len(best.rows) > 1:
+        display.result(f"of its setting's {len(best.rows)} seeds, the one that is best by the same rule")
+    if not best.is_complete:
+        display.result("it is not complete: no setting has all its members finished")
+    if near:
+        display.result(
+            f"the intervals of {len(near)} of the other {counted(len(complete) - 1, 'complete setting')} overlap its "
+            "own: validation data cannot tell these apart, and picking the best of many flatters it"
+        )
+        is_it = "it is the cheapest of them" if least is best else f"the cheapest of them: {_cheap(least)}"
+        display.result(is_it)
+    elif len(complete) > 1:
+        display.result(f"no interval of the other {counted(len(complete) - 1, 'complete setting')} overlaps its own")
+    return {
+        "complete_settings": len(complete), "overlapping": len(near),
+        "cheapest": {"settings": least.values, "members": [one.member.number for one in least.rows]},
+    }  # fmt: skip
+
+
+def drawn(asked: Asked, settings: Sequence[Setting], fronts: Mapping[str, Sequence[int]], best: Setting | None) -> str:
+    """sweep.svg: target against source accuracy, where there is source, and against time."""
+    axes: dict[str, tuple[str, Callable[[Setting], float | None]]] = {
+        "source": ("source accuracy, %", lambda one: None if one.source is None else 100 * one.source),
+        "time": ("seconds", lambda one: one.seconds),
+    }
+    panels = []
+    for name, on in fronts.items():
+        label, value = axes[name]
+        points = [
+            Point(x, 100 * one.accuracy, _short(asked, one), i in on, one is best, _ends(one))
+            for i, one in enumerate(settings)
+            if (x := value(one)) is not None and one.accuracy is not None and one.is_complete
+        ]
+        panels.append(Panel(points, label, "target validation accuracy, %"))
+    return plots.trade_offs(panels)
+
+
+# -- cells ----------------------------------------------------------------------------------------------
+
+
+def _short(asked: Asked, setting: Setting) -> str:
+    return ", ".join(_value(text) for key, text in setting.values.items() if key not in fixed(asked))
+
+
+def _ends(setting: Setting) -> tuple[float, float] | None:
+    if setting.sd is not None and setting.accuracy is not None:
+        return 100 * (setting.accuracy - setting.sd), 100 * (setting.accuracy + setting.sd)
+    return None if setting.interval is None else (100 * setting.interval[0], 100 * setting.interval[1])
+
+
+def _value(text: str) -> str:
+    text = printable(text)
+    if len(text) <= LONGEST_VALUE:
+        return text
+    return f"…{text[1 - LONGEST_VALUE :]}" if "/" in text else f"{text[: LONGEST_VALUE - 1]}…"
+
+
+def _numbers(setting: Setting) -> str:
+    numbers = [row.member.number for row in setting.rows]
+    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}–{numbers[-1]}"
+
+
+def _accuracy(setting: Setting, repeats: bool) -> str:
+    if setting.accuracy is None:
+        return ""
+    if repeats:
+        return f"{100 * setting.accuracy:.1f}" + ("" if setting.sd is None else f" ± {100 * setting.sd:.1f}")
+    low_high = "" if setting.interval is None else f" ({100 * setting.interval[0]:.1f}–{100 * setting.interval[1]:.1f})"
+    return f"{100 * setting.accuracy:.1f}{low_high}"
+
+
+def _points(change: float | None) -> str:
+    return "" if change is None else f"{100 * change:+.1f}"
+
+
+def _seconds(setting: Setting) -> str:
+    star = "*" if any(row.leads for row in setting.rows) else ""
+    return "" if setting.seconds is None else f"{setting.seconds:.1f}{star}"
+
+
+def _state(setting: Setting) -> str:
+    if len(setting.rows) == 1:
+        return _pruned(setting.rows[0]) or setting.state
+    others = sum(row.state == setting.state for row in setting.rows)
+    return setting.state if others == len(setting.rows) else f"{others} of {len(setting.rows)} {setting.state}"
+
+
+def _reasons(settings: Sequence[Setting], display: Display) -> None:
+    failed: dict[str, list[str]] = {}
+    for row in (row for setting in settings for row in setting.rows if row.state == "failed"):
+        failed.setdefault(row.reason, []).append(str(row.member.number))
+    for reason, numbers in list(failed.items())[:SHOWN_REASONS]:
+        display.result(f"failed: member {shown(numbers, 5)}: {shortened(reason, 300)}")
+    if len(failed) > SHOWN_REASONS:
+        display.result(f"{len(failed) - SHOWN_REASONS} more reasons are in summary.json")
+
+
+def _interval(row: Row) -> str:
+    if row.accuracy is None:
+        return ""
+    ends = "" if row.low is None or row.high is None else f" ({100 * row.low:.1f}–{100 * row.high:.1f})"
+    return f"val accuracy {100 * row.accuracy:.1f} %{ends}"
+
+
+def _change(change: float | None) -> str:
+    return "" if change is None else f"source {100 * change:+.1f} points"
+
+
+def _pruned(row: Row) -> str:
+    return f"pruned at epoch {row.pruned[0]} of {row.pruned[1]}" if row.pruned else ""
+
+
+def _time(row: Row) -> str:
+    return "" if row.seconds is None else f"{row.seconds:.1f} s"
+
+
+def _cheap(setting: Setting) -> str:
+    seconds = "" if setting.seconds is None else f", {setting.seconds:.1f} s"
+    accuracy = "" if setting.accuracy is None else f", {100 * setting.accuracy:.1f} %"
+    return f"{in_words(setting.values)} (member {_numbers(setting)}){accuracy}{seconds}"
