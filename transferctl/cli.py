@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from transferctl import __version__, signals
-from transferctl.commands import caching, exporting, looking, predicting, reporting, scoring, specs, training
+from transferctl.commands import advising, caching, exporting, looking, predicting, reporting, scoring, specs, training
 from transferctl.commands.options import SEVERAL_RUNS, is_run
 from transferctl.commands.running import fail
 from transferctl.errors import ExitCode, ending
@@ -49,6 +49,7 @@ app.add_typer(exporting.app)
 app.add_typer(reporting.app)
 app.add_typer(specs.app)
 app.add_typer(looking.app)
+app.add_typer(advising.app)
 app.add_typer(caching.app, name="cache")
 
 
