@@ -24,6 +24,7 @@ VERBS = {
     "init",
     "runslist",
     "compare",
+    "advise",
     "cli",
 }
 SOURCES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
@@ -76,6 +77,7 @@ def test_the_core_imports_no_plugin(name: str) -> None:
 
 COMMANDS = {name for name in CORE if name.startswith("commands/")}
 ABOVE_VERBS = {f"{verb}.py" for verb in VERBS} | COMMANDS | {"interpolation.py", "baseline.py", "__main__.py"}
+ABOVE_VERBS |= {"trials.py", "trialsearch.py"}  # of advise
 ABOVE_VERBS |= {"reporting/material.py"}  # computes what a run froze as `eval` does
 
 

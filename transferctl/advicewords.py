@@ -86,7 +86,8 @@ def verdict(found: Found) -> str:
     if not found.trials:
         return f"There was no time for a trial: this rests on the linear probe alone. {NO_TEST}"
     if not found.was_given_tried:
-        return f"Your spec was not tried, so nothing is said of whether the proposal beats it. {NO_TEST}"
+        reason = next((one.why for one in found.left_out if one.candidate.name == GIVEN), "not tried")
+        return f"Your spec: {reason}. So nothing is said of whether the proposal beats it. {NO_TEST}"
     if decision.chosen.name == GIVEN:
         sure = f"over {seeds}, {on}" if decision.rounds else "on the images of one seed, which also chose"
         return f"Nothing that was tried is clearly better than your spec, {sure}: keep it. {NO_TEST}"
@@ -104,13 +105,15 @@ def verdict(found: Found) -> str:
 
 def _why(found: Found) -> str:
     """Why this one, where it cannot be shown to be better."""
+    if (found.decision.against_given or {}).get("accuracy_difference", 0) > 0:
+        return "It is proposed as it did better, which may be chance."
     changes = {trial.candidate.name: trial.source_change for trial in found.trials}
     mine, given = changes.get(found.decision.chosen.name), changes.get(GIVEN)
     if mine is not None and given is not None and mine > given:
         return "It is proposed as it is not worse, within a standard error, and forgets less of the source."
     if found.decision.chosen.thawed < found.space.thawed:
         return "It is proposed as it is not worse, within a standard error, and simpler: fewer stages train."
-    return "It is proposed as it did best."
+    return "It is proposed as it is not worse, within a standard error."
 
 
 def percent(share: float) -> str:
@@ -149,8 +152,8 @@ def _of_the_verb(found: Found) -> Choice:
     if not trials:
         evidence = _probe(found)
     else:
-        parts = [f"{trial.candidate.words} {percent(trial.accuracy)}" for trial in _few(features, tuned)]
-        evidence = f"Validation accuracy, n = {found.choosing}: {'; '.join(parts)}. {_confirmed(found)}".rstrip()
+        parts = [f"{trial.candidate.words}: {percent(trial.accuracy)}" for trial in _few(features, tuned)]
+        evidence = f"Validation accuracy, n = {found.choosing}. {'; '.join(parts)}. {_confirmed(found)}".rstrip()
     if chosen.verb == "extract":
         value = "extract, a head on frozen features"
         otherwise = "More labels, or more validation data, could show that fine-tuning gains something; a larger --budget confirms with more seeds."  # noqa: E501
@@ -171,8 +174,8 @@ def _confirmed(found: Found) -> str:
     if not found.decision.accuracies:
         return ""
     by_name = {trial.candidate.name: trial.candidate.words for trial in found.trials}
-    means = "; ".join(f"{by_name[name]} {percent(of)}" for name, of in found.decision.accuracies.items())
-    return f"Again with {counted(found.decision.rounds, 'other seed')}, n = {found.confirming}: {means}."
+    means = "; ".join(f"{by_name[name]}: {percent(of)}" for name, of in found.decision.accuracies.items())
+    return f"Again with {counted(found.decision.rounds, 'other seed')}, n = {found.confirming}. {means}."
 
 
 def _probe(found: Found) -> str:
@@ -193,7 +196,7 @@ def _of_the_head(found: Found) -> Choice:
 def _of_head_first(found: Found) -> Choice:
     tried = [trial for trial in found.trials if "head_first" in trial.candidate.changes]
     given = [trial for trial in found.trials if trial.candidate.name == GIVEN]
-    parts = [f"{trial.candidate.words} {percent(trial.accuracy)}" for trial in (*given, *tried[:1])]
+    parts = [f"{trial.candidate.words}: {percent(trial.accuracy)}" for trial in (*given, *tried[:1])]
     return Choice(
         "head_first", "the new head is trained first, on frozen features (LP-FT)",
         "A head that starts at random sends gradients into the backbone that distort it. Validation accuracy: "
@@ -216,9 +219,9 @@ def _of_the_depth(found: Found) -> Choice:
     )
     if not tried:
         return Choice("frozen", value, "As in your spec; no other depth was tried.", "A larger --budget tries others.")
-    parts = "; ".join(f"{trial.candidate.words} {percent(trial.accuracy)}" for trial in tried)
+    parts = "; ".join(f"{trial.candidate.words}: {percent(trial.accuracy)}" for trial in tried)
     return Choice(
-        "frozen", value, f"Validation accuracy, n = {found.choosing}, deeper while that helped: {parts}.",
+        "frozen", value, f"Validation accuracy, n = {found.choosing}, deeper while that helped. {parts}.",
         "More labels let more stages learn.",
     )  # fmt: skip
 
@@ -233,10 +236,10 @@ def _of(key: str, given: float, others: str, found: Found) -> Choice:
         )  # fmt: skip
     base = tried[0].candidate.changes.keys() - {key}
     around = [trial for trial in found.trials if trial.candidate.changes.keys() == base][-1:] if base else []
-    parts = "; ".join(f"{trial.candidate.words} {percent(trial.accuracy)}" for trial in (*around, *tried))
+    parts = "; ".join(f"{trial.candidate.words}: {percent(trial.accuracy)}" for trial in (*around, *tried))
     kept = ", as in your spec" if value == given else ""
     return Choice(
-        key, f"{value:g}{kept}", f"Validation accuracy, n = {found.choosing}: {parts}.",
+        key, f"{value:g}{kept}", f"Validation accuracy, n = {found.choosing}. {parts}.",
         "More epochs ask for a lower one, fewer for a higher one." if key == "optimizer.lr" else
         "A larger λ weighs the target more, a smaller one what the backbone knew.",
     )  # fmt: skip

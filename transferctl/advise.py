@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ from transferctl.paired import Round
 from transferctl.runs import Run
 from transferctl.spec import Spec, WeightsFile
 from transferctl.speccomments import quoted
-from transferctl.strategies import Space
+from transferctl.strategies import Measured, Space
 from transferctl.trialsearch import Asked, Search
 from transferctl.wording import printable, shown
 
@@ -74,7 +74,8 @@ def run(
         _saying_what_there_is(folder, display),
     ):
         results.describe_run(folder, spec.seed, asked.compute, asked.model, splits, display)
-        folder.summary |= {"budget_s": budget_s, "skipped": asked.target.skipped}
+        told = f"it is a run of advise; train the spec that it advised, {folder.path / FILE}"
+        folder.summary |= {"budget_s": budget_s, "skipped": asked.target.skipped, "without_model": told}
         facts = _look_at_the_data(asked, folder)
         curves = _learning_curve(asked, facts, folder)
         found = _decide(asked, facts, curves, folder)
@@ -202,8 +203,9 @@ def _tables(asked: Asked) -> dict[str, FeatureTable]:
         for table in found.values():
             table.rows.close()
         enough = in_words(10 * (expected_s + asked.forecast.overhead_s))
-        message = f"is too little: the features of {missing:,} images alone take about {in_words(expected_s)}"
-        raise SpecError([Problem("", f"{message}; {enough} would do", f"--budget {in_words(asked.clock.budget_s)}")])
+        spent = f"starting took {in_words(asked.clock.spent_s)}"
+        message = f"is too little: {spent}, and the features of {missing:,} images take {in_words(expected_s)} or so"
+        raise SpecError([Problem("", f"{message}; {enough} would do", f"--budget {asked.clock.budget_s:g}s")])
     for table in found.values():
         features.complete(table, task, display, workers=loaders.workers_for(spec.workers, table.split))
     return found
@@ -224,7 +226,7 @@ def _decide(asked: Asked, facts: DataFacts, curves: Curves, folder: Run) -> Foun
             if len(contending) > 1:
                 candidates = [one.candidate for one in contending]
                 rounds = trialsearch.confirm(asked, candidates, search.choosing, folder.path / "trials")
-            decision = strategies.decide(contending, rounds)
+            decision = strategies.decide([one for one in contending if _is_in(one, rounds)], rounds)
     finally:
         folder.summary |= advicewords.trials_as_json(search.measured, search.left_out)
     spread = {name: [float(one[name].right.mean()) for one in rounds] for name in (rounds[0] if rounds else ())}
@@ -233,6 +235,10 @@ def _decide(asked: Asked, facts: DataFacts, curves: Curves, folder: Run) -> Foun
         facts, curves, asked.space, search.measured, search.left_out, decision, len(search.choosing), len(images),
         spread,
     )  # fmt: skip
+
+
+def _is_in(trial: Measured, rounds: Sequence[Mapping[str, Round]]) -> bool:
+    return not rounds or trial.candidate.name in rounds[0]
 
 
 def _tell(asked: Asked, given: Spec, found: Found, folder: Run) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from transferctl.errors import Problem, SpecError
@@ -28,11 +28,10 @@ def parse(text: str) -> float:
 
 
 def in_words(seconds: float) -> str:
-    """45 s, 4 min, 1.5 h."""
-    for unit, size, below in (("s", 1, 100), ("min", 60, 100)):
-        if seconds < below * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 3600:.1f} h"
+    """0.4 s, 45 s, 4.5 min, 12 min, 1.5 h."""
+    size, unit = (1, "s") if seconds < 100 else (60, "min") if seconds < 6000 else (3600, "h")
+    seconds = max(seconds, 0.0)
+    return f"{seconds / size:.{1 if seconds < 10 * size else 0}f} {unit}"
 
 
 @dataclass(frozen=True)
@@ -108,13 +107,3 @@ class Forecast:
         computed_s = self.rates.seconds(work)
         factor = max(took_s - self.overhead_s, 0.1 * took_s) / computed_s if computed_s else 1.0
         return replace(self, factors=(*self.factors, factor))
-
-
-def that_fit(seconds: Sequence[float], left_s: float) -> list[int]:
-    """Which of several works are done in what is left, in their order; one that does not fit leaves the rest a try."""
-    chosen = []
-    for number, one in enumerate(seconds):
-        if one <= left_s:
-            chosen.append(number)
-            left_s -= one
-    return chosen

@@ -105,15 +105,15 @@ def probe_curve(
         n = len(draws[0][level])
         if n == len(labels) or (points and n == points[-1].labels):
             continue
-        before = clock.left_s
-        if a_label_s * n * DRAWS > before - end:
+        if a_label_s * n * DRAWS > clock.left_s - end:
             left_out.append(f"the probe on {n:,} labels")
             continue
-        right = tuple(
-            _right(_fitted(heads.some_of(train, chosen[level], classes, compute), seed), val) for chosen in draws
-        )
-        points.append(Point(n, right))
-        a_label_s = (before - clock.left_s) / (n * DRAWS)
+        right = []
+        for chosen in draws:
+            before = clock.left_s
+            right.append(_right(_fitted(heads.some_of(train, chosen[level], classes, compute), seed), val))
+            a_label_s = (before - clock.left_s) / n
+        points.append(Point(n, tuple(right)))
     if a_label_s * len(labels) > clock.left_s - end:
         return Curves(tuple(points), left_out=(*left_out, f"the probe on all {len(labels):,} labels"))
     fitted, out_of_fold = _everything(heads.samples_of(train, classes, compute), seed)

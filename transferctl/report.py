@@ -78,6 +78,9 @@ def _refuse_what_is_no_run(path: Path) -> None:
     if not is_run:
         what = "is no run folder (it has neither summary.json nor spec.yaml)" if path.is_dir() else "no such run folder"
         raise CheckpointError(f"{path}: {what}; `transferctl runs` shows them")
+    if runs.verb_of(path) == "advise":
+        there = f"its advice is in {path / 'advised.yaml'}, what it rests on in {path / 'log.txt'}"
+        raise CheckpointError(f"{path}: is a run of advise, which has no page; {there}")
 
 
 def _refuse_to_replace(file: Path) -> None:

@@ -58,7 +58,7 @@ class Candidate:
 
     @property
     def words(self) -> str:
-        return "; ".join([self.what, *(f"{word} {value:g}" for word, value in self._numbers("learning rate", "λ"))])
+        return ", ".join([self.what, *(f"{word} {value:g}" for word, value in self._numbers("learning rate", "λ"))])
 
     def _numbers(self, rate: str, weight: str) -> list[tuple[str, float]]:
         keys = {"optimizer.lr": rate, "lambda": weight}
@@ -195,9 +195,10 @@ def preferred(trials: Sequence[Measured]) -> Measured:
 
 
 def contenders(trials: Sequence[Measured]) -> list[Measured]:
-    """What is worth confirming: the given spec, what is preferred, and the best, each once."""
-    given = [trial for trial in trials if trial.candidate.name == GIVEN]
-    wanted = [*given, preferred(not_worse(trials)), best_of(trials)]
+    """What is worth confirming, each once: the given spec, frozen features, which cost next to nothing, what is
+    preferred, and the best."""
+    basic = [trial for trial in trials if trial.candidate.name in (GIVEN, FEATURES)]
+    wanted = [*basic, preferred(not_worse(trials)), best_of(trials)]
     return list({trial.candidate.name: trial for trial in wanted}.values())
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transferctl import extract, finetune, frozen, grouping, loaders, pipeline
+from transferctl import extract, finetune, frozen, grouping, loaders, pipeline, runs
 from transferctl.budget import Rates, Work
 from transferctl.contracts import Task
 from transferctl.data import DomainData, Split
@@ -49,13 +49,26 @@ class Outcome:
 def run(spec: Spec, candidate: Candidate, seed: int, trials: Path, display: Display) -> Outcome:
     """spec: with the candidate's changes. The trial keeps its scores, curves and predictions, and no weights."""
     started, verb = time.monotonic(), {"extract": extract.run, "finetune": finetune.run}[candidate.verb]
-    with display.quietly(warnings=False):  # they have been said
-        summary = verb(as_trial(spec, candidate.name, seed), trials, display)
-    path = Path(summary["run"])
-    shutil.rmtree(path / "checkpoints", ignore_errors=True)
+    try:
+        with display.quietly(warnings=False):  # they have been said
+            summary = verb(as_trial(spec, candidate.name, seed), trials, display)
+    except BaseException as error:
+        if "run" in (told := getattr(error, "summary", {})):
+            _without_weights(told)
+        raise
+    path = _without_weights(summary)
     source = summary.get("source", {})
     change = source.get("accuracy_change") if candidate.verb == "finetune" else 0.0 if spec.source else None
     return Outcome(path, _right(path), summary["best"]["val"], change, time.monotonic() - started)
+
+
+def _without_weights(summary: Mapping[str, Any]) -> Path:
+    """The run folder, of whose weights nothing is left, which its summary says."""
+    path = Path(summary["run"])
+    shutil.rmtree(path / "checkpoints", ignore_errors=True)
+    told = "it was a trial of advise, which keeps no weights; train the spec that it advised"
+    runs.write_atomically(path / "summary.json", runs.json_text(dict(summary) | {"without_model": told}))
+    return path
 
 
 def as_trial(spec: Spec, name: str, seed: int) -> Spec:

@@ -83,7 +83,7 @@ def _tried(
         identity = candidate.verb + yamlfile.dump(spec)
         if identity in known:
             return known[identity]
-        why = _no_time(asked, candidate, len(search.measured))
+        why = _no_time(asked, candidate, search.measured)
         outcome = None if why else _run(asked, candidate, spec, asked.spec.seed, folder)
     except Exception as error:
         is_expected = isinstance(error, FAILING) or is_out_of_memory(error)
@@ -100,21 +100,26 @@ def _tried(
     known[identity] = result = Measured(candidate, right, outcome.elapsed_s, loss, outcome.source_change)
     search.measured.append(result)
     told = f"{100 * result.accuracy:.1f} % of {len(right)} validation images; took {in_words(outcome.elapsed_s)}"
-    asked.display.note(f"{candidate.words}: {told}; {in_words(max(asked.clock.left_s, 0))} are left")
+    asked.display.note(f"{candidate.words}: {told}; {in_words(asked.clock.left_s)} are left")
     return result
 
 
-def _no_time(asked: Asked, candidate: Candidate, done: int) -> str:
+def _no_time(asked: Asked, candidate: Candidate, measured: Sequence[Measured]) -> str:
     """Why there is no time for it; empty where there is. Beyond the first few, time must be left to confirm what has
     been found."""
     expected, left = asked.seconds(candidate), asked.clock.left_s
     told = f"not tried: takes about {in_words(expected)}"
     if expected > left:
-        return f"{told}; {in_words(max(left, 0))} are left"
-    if done < ALWAYS:
+        return f"{told}; {in_words(left)} are left"
+    if len(measured) < ALWAYS:
         return ""
-    again = asked.seconds(Candidate(GIVEN, "", "finetune", {}, 0)) + expected + asked.stage0_s
-    return f"{told}; what is left confirms" if expected + strategies.FEWEST_ROUNDS * again > left else ""
+    again = _round_s(asked, [one.candidate for one in strategies.contenders(measured)])
+    return f"{told}; what is left is for confirming" if expected + strategies.FEWEST_ROUNDS * again > left else ""
+
+
+def _round_s(asked: Asked, contending: Sequence[Candidate]) -> float:
+    """How long all of them take with another seed."""
+    return asked.stage0_s + sum(map(asked.seconds, contending))
 
 
 def _run(asked: Asked, candidate: Candidate, spec: Spec, seed: int, folder: Path) -> trials.Outcome:
@@ -128,10 +133,14 @@ def confirm(
     asked: Asked, contending: Sequence[Candidate], choosing: frozenset[str], folder: Path
 ) -> list[Mapping[str, Round]]:
     """All contenders again with other seeds, as many as there is time for, on validation images that did not choose:
-    of each seed what each got right, by its name. A seed keys all that is random, stage 0 too."""
+    of each seed what each got right, by its name. A seed keys all that is random, stage 0 too. The last of them gives
+    way where there is no time for all with as many seeds as a claim takes."""
+    if len(contending) > 2 and strategies.FEWEST_ROUNDS * _round_s(asked, contending) > asked.clock.left_s:
+        asked.display.note(f"{contending[-1].words}: no time to confirm it too")
+        contending = contending[:-1]
     rounds: list[Mapping[str, Round]] = []
     for seed in range(asked.spec.seed + 1, asked.spec.seed + 1 + MOST_ROUNDS):
-        if asked.stage0_s + sum(map(asked.seconds, contending)) > asked.clock.left_s:
+        if _round_s(asked, contending) > asked.clock.left_s:
             break
         try:
             found = _confirmed(asked, contending, seed, choosing, folder)

@@ -31,7 +31,7 @@ def advise(
         from transferctl import budget as budgets
 
         budgets.parse(budget)
-        if out is not None and (not str(out).strip() or "\0" in str(out)):
+        if out is not None and "\0" in str(out):
             raise usage("--out", "must be a path")
         return load_spec(spec, set_)
 
