@@ -25,6 +25,7 @@ VERBS = {
     "runslist",
     "compare",
     "sweep",
+    "advise",
     "cli",
 }
 SOURCES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
@@ -80,6 +81,7 @@ def test_the_core_imports_no_plugin(name: str) -> None:
 COMMANDS = {name for name in CORE if name.startswith("commands/")}
 ABOVE_VERBS = {f"{verb}.py" for verb in VERBS} | COMMANDS | {"interpolation.py", "baseline.py", "__main__.py"}
 ABOVE_VERBS |= {"members.py"}  # runs a verb among others
+ABOVE_VERBS |= {"trials.py", "trialsearch.py"}  # of advise
 ABOVE_VERBS |= {"reporting/material.py"}  # computes what a run froze as `eval` does
 
 

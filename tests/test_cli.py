@@ -32,6 +32,7 @@ VERBS = [
     "init",
     "runs",
     "compare",
+    "advise",
     "schema",
 ]
 DIGITS = "{dataset: digits, classes: [0, 1], per_class: 4}"

@@ -15,6 +15,7 @@ from transferctl.display import Display
 from transferctl.inputs import Inputs
 from transferctl.model import BatchNorm, TransferModel, put_back
 from transferctl.objective import Objective
+from transferctl.paired import Scored
 from transferctl.spec import Spec
 
 NAME_LENGTH = 80  # that a seed be added, and the name still one
@@ -43,16 +44,17 @@ def compare(
         with display.quietly():
             target = pipeline.load_target(seeded, display)
             transferred = first if seed == spec.seed else extract(seeded)
-            scratch = _from_scratch(seeded, spec.baseline.epochs, target, compute, display)
+            scratch, _ = from_scratch(seeded, spec.baseline.epochs, target, compute, display)
         transfer = float((transferred["test"] if target.test else transferred["best"]["val"])["accuracy"])
-        rows.append({"seed": seed, "transfer": transfer, "scratch": scratch})
+        rows.append({"seed": seed, "transfer": transfer, "scratch": scratch["accuracy"]})
         scored = "test" if target.test else "val"
-        display.note(f"seed {seed}: transfer {transfer:.4f}, from scratch {scratch:.4f} ({scored})")
+        display.note(f"seed {seed}: transfer {transfer:.4f}, from scratch {scratch['accuracy']:.4f} ({scored})")
     return _compared(rows, scored, len(target.train), display)
 
 
-def _from_scratch(spec: Spec, epochs: int, target: DomainData, compute: Compute, display: Display) -> float:
-    """Accuracy of the same architecture, trained as `pretrain` says, on the target images alone."""
+def from_scratch(spec: Spec, epochs: int, target: DomainData, compute: Compute, display: Display) -> Scored:
+    """The same architecture, trained as `pretrain` says, on the target images alone, and scored on test data
+    (validation data where there is none)."""
     task = pipeline.task_of(spec)
     start = pipeline.load_backbone(pipeline.from_random_weights(spec))
     model = TransferModel(spec.backbone.library, start.backbone, start.preprocessing, spec.task)
@@ -73,9 +75,7 @@ def _from_scratch(spec: Spec, epochs: int, target: DomainData, compute: Compute,
     )  # fmt: skip
     put_back(model, fitted.best_state)
     scored = target.val if target.test is None else target.test
-    batches = inputs.scoring_batches(scored)
-    metrics = scoring.measure(model, task, batches, model.features_of, compute, "target", display.warn)
-    return float(metrics["accuracy"])
+    return scoring.score(model, task, scored, "target", inputs, in_full=False, say=display.warn)
 
 
 def _compared(rows: Sequence[Mapping[str, Any]], scored: str, n_train: int, display: Display) -> dict[str, Any]:

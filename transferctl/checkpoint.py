@@ -220,6 +220,8 @@ def _why_there_is_none(run: Path, which: str) -> str:
         return f"{none}, as it is an evaluation; name the run that it scored, {summary['evaluated']}"
     if why := OF_NO_MODEL.get(str(summary.get("verb"))):
         return f"{none}, as {why}"
+    if "without_model" in summary:
+        return f"{none}, as {one_line(summary['without_model'])}"
     if summary.get("status") == "failed":
         return f"{none}, as it failed before it had one: {one_line(summary.get('error', 'see its log.txt'))}"
     more = f" (--resume {run} goes on with it)" if any_of(run) else ""

@@ -13,6 +13,7 @@ import typer
 
 from transferctl import __version__, signals
 from transferctl.commands import (
+    advising,
     caching,
     choosing,
     exporting,
@@ -62,6 +63,7 @@ app.add_typer(exporting.app)
 app.add_typer(reporting.app)
 app.add_typer(specs.app)
 app.add_typer(looking.app)
+app.add_typer(advising.app)
 app.add_typer(caching.app, name="cache")
 
 

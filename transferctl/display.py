@@ -35,7 +35,7 @@ class Display:
     def __init__(self, as_json: bool = False):
         self.as_json = as_json
         self.terminal = sys.stderr.isatty()
-        self._quiet = False
+        self._quiet, self._warns = False, True
         self._epoch_said = 0.0
         self._log: IO[str] | None = None
         self._before_log: list[str] = []
@@ -53,13 +53,15 @@ class Display:
             self._log = outer
 
     @contextmanager
-    def quietly(self) -> Iterator[None]:
-        """Inside, notes and results go to the log alone; warnings, errors and progress are shown."""
-        self._quiet, before = True, self._quiet
+    def quietly(self, warnings: bool = True) -> Iterator[None]:
+        """Inside, notes and results go to the log alone; errors and progress are shown, and warnings, unless those of
+        many runs would say the same."""
+        before = self._quiet, self._warns
+        self._quiet, self._warns = True, self._warns and warnings
         try:
             yield
         finally:
-            self._quiet = before
+            self._quiet, self._warns = before
 
     def note(self, text: str) -> None:
         """Something chosen or noticed on the user's behalf."""
@@ -74,7 +76,7 @@ class Display:
         self.line(text, shown=due and not self._quiet)
 
     def warn(self, text: str) -> None:
-        self.line(f"warning: {text}", style="yellow")
+        self.line(f"warning: {text}", style="yellow", shown=self._warns)
 
     def error(self, text: str) -> None:
         for line in text.split("\n"):  # not splitlines: a form feed in a name would begin a line of its own

@@ -9,24 +9,18 @@ measured; for `finetune` also: on ants-bees (configs/ants-bees-extract.yaml's we
 from __future__ import annotations
 
 import os
-import shlex
-import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from transferctl import imagefolder
 from transferctl.data import Split
 from transferctl.errors import DataError
 from transferctl.imagefolder import Found
 from transferctl.spec import PUBLISHED_NAME
+from transferctl.speccomments import comment, quoted, scalar, section
 from transferctl.wording import counted, printable, shown
-from transferctl.yamltree import CoreDumper
 
-WIDTH = 100  # of comments
 VAL_FRACTION = 0.2
 UNEVEN = 10.0  # of the largest class to the smallest, from which on check too advises weights
 
@@ -59,13 +53,13 @@ def text(found: Found, network: Network, folder: Path, out: Path) -> str:
 
 def _head(found: Found, folder: Path, out: Path) -> Iterator[str]:
     yield f"# transferctl extract {quoted(out)}"
-    yield from _comment(
+    yield from comment(
         f"Written by `transferctl init {quoted(folder)}`, for you to change. A setting that is not here has its "
         "default: `transferctl schema` lists all. `transferctl check` says what a change means, and trains nothing."
     )
     yield "#"
     for line in facts(found):
-        yield from _comment(line)
+        yield from comment(line)
 
 
 def facts(found: Found) -> list[str]:
@@ -95,7 +89,7 @@ def _class_counts(found: Found) -> list[str]:
 
 
 def _backbone(network: Network) -> Iterator[str]:
-    yield from _section(
+    yield from section(
         f"The pretrained network: a {network.name}, as the run has it."
         if network.is_run
         else "The pretrained network. resnet18 is small and fast; resnet50 is most often some points better and takes "
@@ -113,14 +107,14 @@ def _backbone(network: Network) -> Iterator[str]:
         what = "The backbone of a run's best checkpoint" if network.is_run else "Weights from this machine"
         why = f"{what}: nothing is downloaded."
         weights = str(Path(weights).expanduser().absolute())
-    yield from _comment(why)
-    yield f"backbone: {{name: {_scalar(network.name)}, weights: {_scalar(weights)}}}"
+    yield from comment(why)
+    yield f"backbone: {{name: {scalar(network.name)}, weights: {scalar(weights)}}}"
 
 
 def _data(found: Found, out: Path) -> Iterator[str]:
     splits = {split.name: split for split in found.data.splits()}
     train, val = splits["train"], splits["val"]
-    yield from _section(
+    yield from section(
         "What is to be learnt. A class is a folder (or a label of the manifest). Training looks at train alone; val "
         "picks the epoch that is kept; test is scored once, at the end: it is the figure to report."
     )
@@ -139,7 +133,7 @@ def _data(found: Found, out: Path) -> Iterator[str]:
         yield "  # test: …  # no folder test. The accuracy on val flatters a little, as val picks the epoch"
     yield from _balance(found, train)
     if found.sizes.unreadable.count:
-        yield from _section(
+        yield from section(
             f"Of the files looked at, {counted(found.sizes.unreadable.count, 'image')} cannot be read: "
             f"{found.sizes.unreadable}. skip names, counts and leaves out each; the default refuses to train."
         )
@@ -158,10 +152,10 @@ def _balance(found: Found, train: Split) -> Iterator[str]:
     uneven = f"{most} has {counts[most]:,}, {least} {counts[least]:,} ({ratio:.1f} to 1)"
     uneven = f"each class has {counts[most]:,}" if ratio == 1 else uneven
     if ratio >= UNEVEN:
-        yield from _comment(f"{uneven}: with weights, each class counts the same in the loss.", "  ")
+        yield from comment(f"{uneven}: with weights, each class counts the same in the loss.", "  ")
         yield "  balance: weights"
     else:
-        yield from _comment(
+        yield from comment(
             f"{uneven}: even enough. From about 10 to 1, write weights: each class counts the same.", "  "
         )
         yield "  balance: none"
@@ -184,11 +178,11 @@ def _images(found: Found, network: Network) -> Iterator[str]:
         small = int((short < network.crop).sum())
         enlarged = f"{small} of {len(short)} images are smaller and are enlarged" if small else "no image is smaller"
         smaller = " {resize: 146, crop: 128} computes a third, and loses fine detail." if network.crop > 200 else ""
-        yield from _section(f"{asked}, and get it: {enlarged}.{smaller}")
+        yield from section(f"{asked}, and get it: {enlarged}.{smaller}")
         yield f"# preprocess: {{resize: {network.resize}, crop: {network.crop}}}"
         return
     times = (network.crop / size) ** 2
-    yield from _section(
+    yield from section(
         f"Your images have {middle} pixels. {asked}: enlarging them so far adds no detail, and takes {times:.0f} "
         f"times as long as {size}. Yet the weights know things at that size: try it, by removing this line."
     )
@@ -198,12 +192,12 @@ def _images(found: Found, network: Network) -> Iterator[str]:
 def _extract(found: Found) -> Iterator[str]:
     train = found.data.train
     fewest = min(count for count in found.counts(train).values() if count)
-    yield from _section(
+    yield from section(
         "extract: the backbone stays as it is and computes each image once; on what it gives, a linear head is solved "
         "exactly. Nothing is to be tuned: its regularisation is chosen by cross-validation on train."
     )
     if fewest < 2:
-        yield from _comment("(Not here: a class has one image, too few for that; 0.1 is middling.)")
+        yield from comment("(Not here: a class has one image, too few for that; 0.1 is middling.)")
         yield "head: {solver: lbfgs, regularisation: 0.1}"
     else:
         yield "head: {solver: lbfgs}"
@@ -215,23 +209,23 @@ def _finetune(found: Found, network: Network) -> Iterator[str]:
     thawed = network.stages[network.stages.index(frozen) + 1 :] if frozen in network.stages else network.stages
     many = "few" if n < 5000 else "many" if n >= 50_000 else "some"
     what = "everything learns" if frozen == "none" else f"{shown(thawed, 4)} and the head learn, what is before stays"
-    yield from _section(
+    yield from section(
         f"finetune --from the run of extract: {many} images ({n:,}), so {what}. The more images, the more may learn: "
         f"{' → '.join([*_depths(network.stages), 'none'])}."
     )
-    yield f"frozen: {_scalar(frozen)}"
+    yield f"frozen: {scalar(frozen)}"
     epochs, batch_size = (10 if n < 50_000 else 5), (32 if n >= 64 else 8)
     steps = epochs * -(-n // batch_size)
-    yield from _comment(f"Passes over train: {steps:,} steps in all. The best by val is kept, so more cost time alone.")
+    yield from comment(f"Passes over train: {steps:,} steps in all. The best by val is kept, so more cost time alone.")
     yield f"epochs: {epochs}"
-    yield from _comment("Images a step. Where that is too much for the memory, auto makes a step in parts.")
+    yield from comment("Images a step. Where that is too much for the memory, auto makes a step in parts.")
     yield f"batch_size: {batch_size}"
-    yield from _comment(
+    yield from comment(
         "Small steps: the weights are good already. The setting to try first, from 0.0003 to 0.01; "
         "`--set optimizer.lr=0.003` tries one without a change here."
     )
     yield "optimizer: {name: sgd, lr: 0.001}"
-    yield from _comment(
+    yield from comment(
         "Training images are cropped, to 35 % of their area at least, and mirrored: not where left and right matter."
     )
     yield "augment: {crop_scale: [0.35, 1], flip: true}"
@@ -249,17 +243,6 @@ def _frozen(n: int, stages: tuple[str, ...]) -> str:
 # -- text -----------------------------------------------------------------------------------------------
 
 
-def _section(text: str) -> Iterator[str]:
-    yield ""
-    yield from _comment(text)
-
-
-def _comment(text: str, indent: str = "") -> list[str]:
-    start = f"{indent}# "
-    look: Mapping[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.wrap(printable(text), WIDTH, initial_indent=start, subsequent_indent=start, **look)
-
-
 def _path(path: Path, out: Path) -> str:
     """As YAML: relative to the spec where that leads down, so that both can be moved together."""
     relative = os.path.relpath(path, out.absolute().parent)
@@ -269,16 +252,4 @@ def _path(path: Path, out: Path) -> str:
     except UnicodeEncodeError:
         raise DataError(f"{printable(str(path))}: its name is no text, which no spec can hold; rename it") from None
     value = imagefolder.written(path)
-    return _scalar(value | {"path": str(chosen)} if isinstance(value, dict) else str(chosen))
-
-
-def _scalar(value: Any) -> str:
-    """As YAML that may stand in a flow mapping and before a comment."""
-    options: dict[str, Any] = {"default_flow_style": True, "allow_unicode": True, "width": 1 << 20, "sort_keys": False}
-    return str(yaml.dump([value], Dumper=CoreDumper, **options)).strip()[1:-1]
-
-
-def quoted(path: Path) -> str:
-    """For a shell; a name that begins like an option is led by ./."""
-    text = printable(str(path))
-    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+    return scalar(value | {"path": str(chosen)} if isinstance(value, dict) else str(chosen))

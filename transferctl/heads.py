@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from transferctl import crossvalidation, features, loaders, pipeline, probe, results, scoring, training
 from transferctl.cache.cache import Cache
-from transferctl.contracts import Task
+from transferctl.contracts import Batch, Task
 from transferctl.crossvalidation import Score
 from transferctl.data import Split
 from transferctl.device import Compute
@@ -134,6 +136,16 @@ def samples_of(train: FeatureTable, classes: int, compute: Compute, loss: Domain
     device = compute.device if compute.device.type == "cuda" else torch.device("cpu")  # mps has no float64
     passes = partial(features.evaluation_batches, train)
     return Samples(passes, train.split.labels, classes, device, loss.label_smoothing, loss.class_weights)
+
+
+def some_of(train: FeatureTable, positions: np.ndarray, classes: int, compute: Compute) -> Samples:
+    """As `samples_of`, of some rows alone. positions: [n]."""
+
+    def passes(batch_size: int) -> Iterator[Batch]:
+        for start in range(0, len(positions), batch_size):
+            yield train.unnamed(positions[start : start + batch_size])
+
+    return replace(samples_of(train, classes, compute), passes=passes, labels=train.split.labels[positions])
 
 
 def _cross_validated(

@@ -13,9 +13,10 @@ import yaml
 from transferctl import checkpoint, firstspec, imagefolder, plugins, runs, yamlfile
 from transferctl.display import Display
 from transferctl.errors import Problem, SpecError, from_os_error
-from transferctl.firstspec import Network, quoted
+from transferctl.firstspec import Network
 from transferctl.model import preprocessing_of
 from transferctl.spec import PUBLISHED_NAME
+from transferctl.speccomments import quoted
 from transferctl.wording import printable
 
 LIBRARY, DEFAULT = "torchvision", "resnet18"

@@ -80,6 +80,9 @@ def _refuse_what_is_no_run(path: Path) -> None:
         raise CheckpointError(f"{path}: {what}; `transferctl runs` shows them")
     checkpoint.refuse_of_no_model(path)
     runs.refuse_sweep(path)
+    if runs.verb_of(path) == "advise":
+        there = f"its advice is in {path / 'advised.yaml'}, what it rests on in {path / 'log.txt'}"
+        raise CheckpointError(f"{path}: is a run of advise, which has no page; {there}")
 
 
 def _refuse_to_replace(file: Path) -> None:

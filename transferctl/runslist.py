@@ -28,7 +28,7 @@ SHOWN_ROWS = 50
 WIDE = 100  # columns
 REASONS_SHOWN = 5
 LEAST_REASON = 60  # characters of a reason, where the line is narrower
-VERBS = (*RESUMABLE, "eval", "rank")
+VERBS = (*RESUMABLE, "eval", "rank", "advise")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ WHERE = "Runs whose numbers satisfy this: 'accuracy>0.8', 'elapsed_s<60'; repeat
 def runs(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The folder of run folders.")] = RUNS,
     state: Annotated[str | None, typer.Option("--state", help="Runs in this state: running, finished, interrupted, failed, unreadable.")] = None,  # noqa: E501
-    verb: Annotated[str | None, typer.Option("--verb", help="Runs of this verb: pretrain, extract, finetune, sweep, eval, rank.")] = None,  # noqa: E501
+    verb: Annotated[str | None, typer.Option("--verb", help="Runs of this verb: pretrain, extract, finetune, sweep, eval, rank, advise.")] = None,  # noqa: E501
     name: Annotated[str | None, typer.Option("--name", metavar="GLOB", help="Runs of this name, or whose folder is called so: 'ants-*'.")] = None,  # noqa: E501
     where: Annotated[list[str] | None, typer.Option("--where", metavar="CONDITION", help=WHERE)] = None,
     sort: Annotated[str, typer.Option("--sort", help="By age, name, accuracy, state or elapsed.")] = "age",
