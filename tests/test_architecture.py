@@ -24,6 +24,7 @@ VERBS = {
     "init",
     "runslist",
     "compare",
+    "rank",
     "cli",
 }
 SOURCES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}

@@ -24,6 +24,7 @@ VERBS = [
     "pretrain",
     "extract",
     "finetune",
+    "rank",
     "eval",
     "predict",
     "report",
