@@ -26,6 +26,7 @@ VERBS = {
     "compare",
     "sweep",
     "advise",
+    "rank",
     "cli",
 }
 SOURCES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}

@@ -25,6 +25,7 @@ VERBS = [
     "extract",
     "finetune",
     "sweep",
+    "rank",
     "eval",
     "predict",
     "report",

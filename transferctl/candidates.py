@@ -46,7 +46,7 @@ def of(spec: Spec, texts: Sequence[str]) -> Candidates:
     problems: list[Problem] = []
     named: list[BackboneSettings] = [] if texts else [spec.backbone]
     for number, item in enumerate(texts or spec.candidates or ()):
-        key, where = ("", f"--backbone {printable(str(item))}") if texts else (f"candidates.{number}", "")
+        key, where = ("", f"--backbone {printable(str(item))}") if texts else (f"candidates[{number}]", "")
         if isinstance(item, BackboneSettings):
             named.append(item)
             continue

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_LABELS = 21  # more would lie on each other
+MARKERS = "os^Dv"  # of ten colours each
+LOGARITHMIC = 5  # times the least x, beyond which the others would lie on each other
 SETTINGS: dict[str, Any] = {
     "svg.hashsalt": "transferctl",  # ids of clip paths are random without a salt
     "svg.fonttype": "none",  # text stays text, so the file is light and can be searched
@@ -53,20 +55,27 @@ def labelled_curve(points: Sequence[tuple[float, float]], labels: Sequence[str],
 def intervals(
     points: Sequence[tuple[float, float, float, float]], labels: Sequence[str], x_label: str, y_label: str
 ) -> str:
-    """Points (x, y, low, high) with an interval each and their labels; x, which is a cost, by its logarithm where all
-    are above 0."""
-    with figure(7, 4.5) as drawn:
+    """Points (x, y, low, high), each with its interval and a colour that the legend names; x, above 0, by its logarithm
+    where it spans as much. Those of one x stand side by side."""
+    xs = [point[0] for point in points]
+    ratio = max(xs) / min(xs)
+    with figure(8, max(4.5, 0.2 * len(labels))) as drawn:
         axes = drawn.add_subplot()
-        xs, ys, lows, highs = zip(*points, strict=True)
-        below, above = ([abs(y - end) for y, end in zip(ys, ends, strict=True)] for ends in (lows, highs))
-        axes.errorbar(xs, ys, [below, above], fmt="o", markersize=5, capsize=3, elinewidth=1)
-        for label, x, y in zip(labels[:MOST_LABELS], xs, ys, strict=False):
-            axes.annotate(label, (x, y), xytext=(7, 3), textcoords="offset points", fontsize=8)
-        if min(xs) > 0 and max(xs) > 2 * min(xs):
+        for i, ((x, y, low, high), label) in enumerate(zip(points, labels, strict=True)):
+            aside = xs[:i].count(x) - (xs.count(x) - 1) / 2
+            look: dict[str, Any] = {"color": f"C{i % 10}", "marker": MARKERS[i // 10 % len(MARKERS)], "label": label}
+            at = x * max(ratio, 2) ** (0.015 * aside)
+            axes.errorbar(at, y, [[y - low], [high - y]], capsize=3, linestyle="", **look)
+        if ratio > LOGARITHMIC:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.xaxis.set_minor_formatter(lambda value, _: "")
+            axes.margins(x=0.15)
+        else:
+            axes.set_xlim(0, 1.2 * max(xs))
         axes.set(xlabel=x_label, ylabel=y_label)
-        axes.margins(x=0.2)  # room for the labels
         axes.grid(alpha=0.3)
+        drawn.legend(loc="outside right center", fontsize=8, frameon=False)
         return svg(drawn)
 
 

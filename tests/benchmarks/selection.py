@@ -78,7 +78,7 @@ def main() -> None:
                     ("finetune", task, start, seed),
                     lambda spec=spec, weights=weights, seed=seed: _tuned(spec, weights, seed, out),
                 )
-    (out / "selection.md").write_text("\n".join(_report(done.rows, list(starts), arguments.seeds)), encoding="utf-8")
+    (out / "selection.md").write_text("\n".join(_report(done.rows, starts, arguments.seeds)), encoding="utf-8")
     print((out / "selection.md").read_text(encoding="utf-8"))
 
 
@@ -131,12 +131,13 @@ def _transferctl(*arguments: object) -> dict[str, Any]:
     return answer
 
 
-def _report(rows: Mapping[tuple[Any, ...], Any], starts: list[str], seeds: list[int]) -> Iterator[str]:
+def _report(rows: Mapping[tuple[Any, ...], Any], starts: Mapping[str, str], seeds: list[int]) -> Iterator[str]:
     yield "| task | start | probe, % | fine-tuned, % (mean ± sd) | " + " | ".join(SCORES[1:]) + " |"
     yield "|---" * (4 + len(SCORES) - 1) + "|"
     verdicts = []
     for task in dict.fromkeys(what[1] for what in rows if what[0] == "rank"):
-        ranked = dict(zip(starts, _in_order(rows["rank", task]["backbones"], starts), strict=True))
+        by_weights = {one["weights"]: one for one in rows["rank", task]["backbones"]}
+        ranked = {start: by_weights[weights] for start, weights in starts.items()}
         tuned = {start: [100 * rows["finetune", task, start, seed]["test"] for seed in seeds] for start in starts}
         for start in sorted(starts, key=lambda start: -ranked[start]["probe"]["accuracy"]):
             scores = [_cell(ranked[start], name) for name in SCORES[1:]]
@@ -146,12 +147,6 @@ def _report(rows: Mapping[tuple[Any, ...], Any], starts: list[str], seeds: list[
             yield f"| {task} | {start} | {interval} | {spread} | " + " | ".join(scores) + " |"
         verdicts += [_verdict(task, ranked, tuned)]
     yield from ["", *verdicts, ""]
-
-
-def _in_order(backbones: list[dict[str, Any]], starts: list[str]) -> list[dict[str, Any]]:
-    """As they were asked for, which `position` has."""
-    assert len(backbones) == len(starts)
-    return sorted(backbones, key=lambda one: one["position"])
 
 
 def _cell(backbone: Mapping[str, Any], score: str) -> str:
