@@ -48,6 +48,8 @@ def tasks(data: Path) -> dict[str, dict[str, Any]]:
                 "test": {"dataset": "digits", "split": "test"},
             },
             "preprocess": {"resize": 32, "crop": 32},
+            "augment": "none",  # a mirrored digit is none
+            "epochs": 40,  # of five steps
         },
     }
 
@@ -139,10 +141,10 @@ def _report(rows: Mapping[tuple[Any, ...], Any], starts: Mapping[str, str], seed
         by_weights = {one["weights"]: one for one in rows["rank", task]["backbones"]}
         ranked = {start: by_weights[weights] for start, weights in starts.items()}
         tuned = {start: [100 * rows["finetune", task, start, seed]["test"] for seed in seeds] for start in starts}
-        for start in sorted(starts, key=lambda start: -ranked[start]["probe"]["accuracy"]):
+        for start in sorted(starts, key=lambda start: -ranked[start]["accuracy"]):
             scores = [_cell(ranked[start], name) for name in SCORES[1:]]
-            probe = ranked[start]["probe"]
-            interval = f"{100 * probe['accuracy']:.1f} ({100 * probe['low']:.1f}–{100 * probe['high']:.1f})"
+            low, high = (100 * ranked[start][f"accuracy_{end}"] for end in ("low", "high"))
+            interval = f"{100 * ranked[start]['accuracy']:.1f} ({low:.1f}–{high:.1f})"
             spread = f"{mean(tuned[start]):.1f} ± {stdev(tuned[start]) if len(seeds) > 1 else 0:.1f}"
             yield f"| {task} | {start} | {interval} | {spread} | " + " | ".join(scores) + " |"
         verdicts += [_verdict(task, ranked, tuned)]
@@ -150,7 +152,7 @@ def _report(rows: Mapping[tuple[Any, ...], Any], starts: Mapping[str, str], seed
 
 
 def _cell(backbone: Mapping[str, Any], score: str) -> str:
-    found = backbone["knn"]["accuracy"] if score == "knn" else backbone["scores"].get(score)
+    found = backbone["knn_accuracy"] if score == "knn" else backbone["scores"].get(score)
     return "" if found is None else f"{100 * found:.1f}" if score == "knn" else f"{found:.4g}"
 
 
@@ -158,11 +160,11 @@ def _verdict(task: str, ranked: Mapping[str, Any], tuned: Mapping[str, list[floa
     """Pairs that the probe tells apart, how many of them fine-tuning orders alike; what the top choice loses."""
     told = agreeing = 0
     for one, other in combinations(ranked, 2):
-        better, worse = sorted((one, other), key=lambda start: -ranked[start]["probe"]["accuracy"])
-        if ranked[better]["probe"]["low"] > ranked[worse]["probe"]["high"]:
+        better, worse = sorted((one, other), key=lambda start: -ranked[start]["accuracy"])
+        if ranked[better]["accuracy_low"] > ranked[worse]["accuracy_high"]:
             told += 1
             agreeing += mean(tuned[better]) > mean(tuned[worse])
-    top = max(ranked, key=lambda start: ranked[start]["probe"]["accuracy"])
+    top = max(ranked, key=lambda start: ranked[start]["accuracy"])
     regret = max(map(mean, tuned.values())) - mean(tuned[top])
     return f"{task}: {agreeing} of {told} pairs that the probe tells apart; the top choice loses {regret:.1f} points."
 
