@@ -69,13 +69,15 @@ def evidence(model: TransferModel, domain: str, images: list[Image.Image], class
 
 def _place(model: TransferModel, inputs: Tensor) -> _Place | None:
     """The last stage whose output has enough places, seen on one image."""
-    stages, prefix_tokens = model.backbone.stages()[:-1], model.backbone.prefix_tokens
+    stages = model.backbone.stages()[:-1]
     outputs = [_after(model, inputs[:1], count) for count in range(1, len(stages) + 1)]
     with torch.no_grad():
         maps = model.backbone(outputs[-1].clone(), len(stages)).maps
     if maps is None:
-        shows = len(stages) > 1 and outputs[-2].ndim == 3 and _is_square(outputs[-2].shape[1] - prefix_tokens)
-        return _Place(len(stages) - 1, stages[-1].name, "tokens") if shows else None
+        is_tokens = len(stages) > 1 and outputs[-2].ndim == 3
+        if not is_tokens or not _is_square(outputs[-2].shape[1] - model.backbone.prefix_tokens):
+            return None
+        return _Place(len(stages) - 1, stages[-1].name, "tokens")
     layout: Literal["channels first", "channels last"]
     layout = "channels first" if maps.shape == outputs[-1].shape else "channels last"
     for fewest in (FEWEST_PLACES, 2):
