@@ -230,6 +230,13 @@ def test_a_broken_test_image_costs_no_member_and_the_sweep_goes_on_once_it_is_me
     assert code == 0 and answer["test"]["n"] == 6 and runs_in(the_sweep() / "members") == before
 
 
+def test_without_optuna_the_error_names_the_extra(sweep: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transferctl.sweeps.study.find_spec", lambda name: None)
+    for flags in (["--prune"], ["--method", "optuna"]):
+        code, answer = sweep("--over", "optimizer.lr=0.1,0.01", *flags)
+        assert code == 2 and answer["error"].endswith("pip install 'transferctl[sweep]'")
+
+
 # -- which settings -----------------------------------------------------------------------------------
 
 
@@ -413,6 +420,22 @@ def test_a_sweep_that_is_resumed_needs_the_file_that_it_was_made_of_no_more(
     spec.unlink()
     code, answer = invoke("sweep", "--resume", the_sweep())
     assert code == 0 and scores(answer) == scores(whole)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"verb": "rm", "over": ["lambda=1"], "method": "grid"}'])
+def test_a_book_that_cannot_be_used_is_one_clear_error(
+    text: str, spec: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert stopped(0, Terminated(), monkeypatch, invoke, "sweep", spec, *EXTRACT, "--over", ALPHAS) == 143
+    (the_sweep() / "sweep.json").write_text(text)
+    code, answer = invoke("sweep", "--resume", the_sweep())
+    assert code == 4 and answer["error"].endswith("; sweep anew") and "sweep.json" in answer["error"]
+
+
+@pytest.mark.parametrize("option", ["--over=lambda=1", "--method=random", "--trials=3", "--prune", "--verb=extract"])
+def test_a_sweep_that_is_resumed_takes_no_other_members(option: str, spec: Path, invoke: Invoke) -> None:
+    code, answer = invoke("sweep", "--resume", spec.parent, option)
+    assert code == 2 and answer["error"].startswith(option.split("=", maxsplit=1)[0])
 
 
 KILLED = """
