@@ -16,7 +16,7 @@ import pytest
 
 from transferctl import checkpoint, finetune, images, members, training, yamlfile
 from transferctl.errors import Terminated
-from transferctl.sweeps import schedule
+from transferctl.sweeps import methods, schedule, space
 from transferctl.sweeps.space import Member
 
 Invoke = Callable[..., tuple[int, dict[str, Any]]]
@@ -240,17 +240,13 @@ def test_without_optuna_the_error_names_the_extra(sweep: Invoke, monkeypatch: py
 # -- which settings -----------------------------------------------------------------------------------
 
 
-def test_random_settings_are_the_seeds_and_more_trials_go_on_with_them(sweep: Invoke) -> None:
-    def drawn(trials: int, folder: str, *more: str) -> list[Any]:
-        over = ("--over", "head.regularisation=log:0.001:10", "--over", "label_smoothing=0:0.2")
-        answer = sweep(*EXTRACT, *over, "--method", "random", "--trials", trials, "--runs-dir", folder, *more)[1]
-        found = {row["member"]: one["settings"] for one in answer["settings"] for row in one["members"]}
-        return [found[number] for number in sorted(found)]
-
-    three = drawn(3, "three")
-    assert len({json.dumps(one) for one in three}) == 3
-    assert all(0.001 <= one["head.regularisation"] <= 10 and 0 <= one["label_smoothing"] <= 0.2 for one in three)
-    assert drawn(2, "two") == three[:2] and drawn(2, "other", "--set", "seed=1") != three[:2]
+def test_random_settings_are_drawn_by_the_specs_seed(sweep: Invoke) -> None:
+    over = ("--over", "head.regularisation=log:0.001:10", "--over", "label_smoothing=0:0.2")
+    answer = sweep(*EXTRACT, *over, "--method", "random", "--trials", 2, "--set", "seed=5")[1]
+    found = {row["member"]: one["settings"] for one in answer["settings"] for row in one["members"]}
+    axes, _ = space.parse(over[1::2])
+    drawn = [{key: float(text) for key, text in one.items()} for one in methods.random(axes, 2, seed=5)]
+    assert [found[1], found[2]] == drawn and answer["sweep"]["seed"] == 5
 
 
 def test_optuna_learns_from_what_settings_have_scored_and_goes_on_after_a_stop(
@@ -258,9 +254,9 @@ def test_optuna_learns_from_what_settings_have_scored_and_goes_on_after_a_stop(
 ) -> None:
     optuna = pytest.importorskip("optuna")
     over = ("--over", "head.regularisation=log:0.0001:100", "--over", "seed=0,1")
-    asked = ("sweep", spec, *EXTRACT, *over, "--method", "optuna", "--trials", 3)
+    asked = ("sweep", spec, *EXTRACT, *over, "--method", "optuna", "--trials", 2)
     whole = invoke(*asked, "--runs-dir", "whole")[1]
-    assert stopped(4, KeyboardInterrupt(), monkeypatch, invoke, *asked) == 130
+    assert stopped(3, KeyboardInterrupt(), monkeypatch, invoke, *asked) == 130
     code, answer = invoke("sweep", "--resume", the_sweep())
     assert code == 0 and scores(answer) == scores(whole)
     storage = optuna.storages.JournalStorage(
@@ -271,7 +267,7 @@ def test_optuna_learns_from_what_settings_have_scored_and_goes_on_after_a_stop(
     )
     told = {trial.user_attrs["setting"]: trial.value for trial in trials}
     means = {(one["members"][0]["member"] - 1) // 2: one["accuracy"] for one in answer["settings"]}
-    assert told == pytest.approx(means) and len(told) == 3
+    assert told == pytest.approx(means) and len(told) == 2
 
 
 def test_pruned_members_are_finished_runs_that_say_when_and_are_not_picked(sweep: Invoke, invoke: Invoke) -> None:
@@ -454,7 +450,7 @@ main()
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "call"),
+    ("module", "name", "at"),
     [
         ("runs", "write_atomically", 4),  # its book is not there yet, or just there
         ("checkpoint", "save", 2),  # within the second member
@@ -462,10 +458,10 @@ main()
     ],
 )
 def test_a_sweep_that_is_killed_ends_as_one_that_was_not(
-    module: str, name: str, call: int, spec: Path, whole: dict[str, Any], invoke: Invoke
+    module: str, name: str, at: int, spec: Path, whole: dict[str, Any], invoke: Invoke
 ) -> None:
     asked = ("sweep", spec, *EXTRACT, "--over", ALPHAS)
-    code = KILLED.format(module=module, name=name, call=call)
+    code = KILLED.format(module=module, name=name, call=at)
     command = [sys.executable, "-c", code, *map(str, asked)]
     assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
     code, answer = invoke("sweep", "--resume", the_sweep())
