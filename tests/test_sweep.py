@@ -16,7 +16,7 @@ import pytest
 
 from transferctl import checkpoint, finetune, images, members, training, yamlfile
 from transferctl.errors import Terminated
-from transferctl.sweeps import schedule
+from transferctl.sweeps import methods, schedule, space
 from transferctl.sweeps.space import Member
 
 Invoke = Callable[..., tuple[int, dict[str, Any]]]
@@ -230,20 +230,23 @@ def test_a_broken_test_image_costs_no_member_and_the_sweep_goes_on_once_it_is_me
     assert code == 0 and answer["test"]["n"] == 6 and runs_in(the_sweep() / "members") == before
 
 
+def test_without_optuna_the_error_names_the_extra(sweep: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transferctl.sweeps.study.find_spec", lambda name: None)
+    for flags in (["--prune"], ["--method", "optuna"]):
+        code, answer = sweep("--over", "optimizer.lr=0.1,0.01", *flags)
+        assert code == 2 and answer["error"].endswith("pip install 'transferctl[sweep]'")
+
+
 # -- which settings -----------------------------------------------------------------------------------
 
 
-def test_random_settings_are_the_seeds_and_more_trials_go_on_with_them(sweep: Invoke) -> None:
-    def drawn(trials: int, folder: str, *more: str) -> list[Any]:
-        over = ("--over", "head.regularisation=log:0.001:10", "--over", "label_smoothing=0:0.2")
-        answer = sweep(*EXTRACT, *over, "--method", "random", "--trials", trials, "--runs-dir", folder, *more)[1]
-        found = {row["member"]: one["settings"] for one in answer["settings"] for row in one["members"]}
-        return [found[number] for number in sorted(found)]
-
-    three = drawn(3, "three")
-    assert len({json.dumps(one) for one in three}) == 3
-    assert all(0.001 <= one["head.regularisation"] <= 10 and 0 <= one["label_smoothing"] <= 0.2 for one in three)
-    assert drawn(2, "two") == three[:2] and drawn(2, "other", "--set", "seed=1") != three[:2]
+def test_random_settings_are_drawn_by_the_specs_seed(sweep: Invoke) -> None:
+    over = ("--over", "head.regularisation=log:0.001:10", "--over", "label_smoothing=0:0.2")
+    answer = sweep(*EXTRACT, *over, "--method", "random", "--trials", 2, "--set", "seed=5")[1]
+    found = {row["member"]: one["settings"] for one in answer["settings"] for row in one["members"]}
+    axes, _ = space.parse(over[1::2])
+    drawn = [{key: float(text) for key, text in one.items()} for one in methods.random(axes, 2, seed=5)]
+    assert [found[1], found[2]] == drawn and answer["sweep"]["seed"] == 5
 
 
 def test_optuna_learns_from_what_settings_have_scored_and_goes_on_after_a_stop(
@@ -251,9 +254,9 @@ def test_optuna_learns_from_what_settings_have_scored_and_goes_on_after_a_stop(
 ) -> None:
     optuna = pytest.importorskip("optuna")
     over = ("--over", "head.regularisation=log:0.0001:100", "--over", "seed=0,1")
-    asked = ("sweep", spec, *EXTRACT, *over, "--method", "optuna", "--trials", 3)
+    asked = ("sweep", spec, *EXTRACT, *over, "--method", "optuna", "--trials", 2)
     whole = invoke(*asked, "--runs-dir", "whole")[1]
-    assert stopped(4, KeyboardInterrupt(), monkeypatch, invoke, *asked) == 130
+    assert stopped(3, KeyboardInterrupt(), monkeypatch, invoke, *asked) == 130
     code, answer = invoke("sweep", "--resume", the_sweep())
     assert code == 0 and scores(answer) == scores(whole)
     storage = optuna.storages.JournalStorage(
@@ -264,7 +267,7 @@ def test_optuna_learns_from_what_settings_have_scored_and_goes_on_after_a_stop(
     )
     told = {trial.user_attrs["setting"]: trial.value for trial in trials}
     means = {(one["members"][0]["member"] - 1) // 2: one["accuracy"] for one in answer["settings"]}
-    assert told == pytest.approx(means) and len(told) == 3
+    assert told == pytest.approx(means) and len(told) == 2
 
 
 def test_pruned_members_are_finished_runs_that_say_when_and_are_not_picked(sweep: Invoke, invoke: Invoke) -> None:
@@ -415,6 +418,22 @@ def test_a_sweep_that_is_resumed_needs_the_file_that_it_was_made_of_no_more(
     assert code == 0 and scores(answer) == scores(whole)
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"verb": "rm", "over": ["lambda=1"], "method": "grid"}'])
+def test_a_book_that_cannot_be_used_is_one_clear_error(
+    text: str, spec: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert stopped(0, Terminated(), monkeypatch, invoke, "sweep", spec, *EXTRACT, "--over", ALPHAS) == 143
+    (the_sweep() / "sweep.json").write_text(text)
+    code, answer = invoke("sweep", "--resume", the_sweep())
+    assert code == 4 and answer["error"].endswith("; sweep anew") and "sweep.json" in answer["error"]
+
+
+@pytest.mark.parametrize("option", ["--over=lambda=1", "--method=random", "--trials=3", "--prune", "--verb=extract"])
+def test_a_sweep_that_is_resumed_takes_no_other_members(option: str, spec: Path, invoke: Invoke) -> None:
+    code, answer = invoke("sweep", "--resume", spec.parent, option)
+    assert code == 2 and answer["error"].startswith(option.split("=", maxsplit=1)[0])
+
+
 KILLED = """
 import os, signal
 from transferctl import {module}
@@ -431,7 +450,7 @@ main()
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "call"),
+    ("module", "name", "at"),
     [
         ("runs", "write_atomically", 4),  # its book is not there yet, or just there
         ("checkpoint", "save", 2),  # within the second member
@@ -439,10 +458,10 @@ main()
     ],
 )
 def test_a_sweep_that_is_killed_ends_as_one_that_was_not(
-    module: str, name: str, call: int, spec: Path, whole: dict[str, Any], invoke: Invoke
+    module: str, name: str, at: int, spec: Path, whole: dict[str, Any], invoke: Invoke
 ) -> None:
     asked = ("sweep", spec, *EXTRACT, "--over", ALPHAS)
-    code = KILLED.format(module=module, name=name, call=call)
+    code = KILLED.format(module=module, name=name, call=at)
     command = [sys.executable, "-c", code, *map(str, asked)]
     assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
     code, answer = invoke("sweep", "--resume", the_sweep())

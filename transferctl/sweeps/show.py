@@ -54,19 +54,23 @@ def in_words(settings: Mapping[str, str]) -> str:
 def table(asked: Asked, settings: Sequence[Setting], fronts: Mapping[str, Sequence[int]], display: Display) -> None:
     """Settings in the order of the pick's rule. settings: ranked; fronts: positions in them."""
     keys = [key for key in settings[0].values if key not in fixed(asked)] or list(settings[0].values)
-    has_source = any(setting.source is not None for setting in settings)
     repeats = max(len(setting.rows) for setting in settings) > 1
-    columns = ["member", *keys, "val accuracy, %", *(["source, points"] if has_source else []), "s", "state", "front"]
-    cells = [
-        [
-            _numbers(setting), *(_value(setting.values[key]) for key in keys), _accuracy(setting, repeats),
-            *([_points(setting.change)] if has_source else []),
-            _seconds(setting), _state(setting), ", ".join(name for name, on in fronts.items() if i in on),
-        ]
-        for i, setting in enumerate(settings[:SHOWN_SETTINGS])
-    ]  # fmt: skip
+    columns: dict[str, Callable[[int, Setting], str]] = {
+        "member": lambda i, one: _numbers(one),
+        **{key: lambda i, one, key=key: _value(one.values[key]) for key in keys},  # type: ignore[misc]
+        "val, %": lambda i, one: _accuracy(one, repeats),
+        "source": lambda i, one: _points(one.change),
+        "s": lambda i, one: _seconds(one),
+        "state": lambda i, one: _state(one),
+        "front": lambda i, one: ", ".join(name for name, on in fronts.items() if i in on),
+    }
+    shown_ones = list(enumerate(settings[:SHOWN_SETTINGS]))
+    cells = {title: [cell(i, one) for i, one in shown_ones] for title, cell in columns.items()}
+    cells = {title: values for title, values in cells.items() if any(values)}
     how = "mean ± sd over seeds" if repeats else "95 % interval"
-    display.table(f"Settings by target validation accuracy ({how}), then loss", columns, cells)
+    source = "; source: its accuracy's change, points" if "source" in cells else ""
+    title = f"Settings by target validation accuracy ({how}), then loss{source}"
+    display.table(title, list(cells), list(zip(*cells.values(), strict=True)))
     if len(settings) > SHOWN_SETTINGS:
         display.result(f"{len(settings) - SHOWN_SETTINGS} more are in summary.json")
     if any(row.leads for setting in settings for row in setting.rows):
@@ -75,10 +79,10 @@ def table(asked: Asked, settings: Sequence[Setting], fronts: Mapping[str, Sequen
 
 
 def explain_fronts(fronts: Mapping[str, Sequence[int]], display: Display) -> None:
-    second = {"source": "target and source accuracy", "time": "target accuracy and time"}
-    told = "; ".join(f"{name}: no other setting is better in {second[name]}" for name in fronts)
-    if told:
-        display.result(f"front: {told}, or as good in one and better in the other")
+    second = {"source": "source accuracy (source)", "time": "time (time)"}
+    if fronts:
+        others = " or ".join(second[name] for name in fronts)
+        display.result(f"front: no other setting is better in target accuracy without being worse in {others}")
 
 
 def pick(best: Setting, settings: Sequence[Setting], display: Display) -> dict[str, Any]:
@@ -93,15 +97,16 @@ def pick(best: Setting, settings: Sequence[Setting], display: Display) -> dict[s
         display.result(f"of its setting's {len(best.rows)} seeds, the one that is best by the same rule")
     if not best.is_complete:
         display.result("it is not complete: no setting has all its members finished")
+    others = f"{len(complete) - 1} other complete setting{'' if len(complete) == 2 else 's'}"
     if near:
         display.result(
-            f"the intervals of {len(near)} of the other {counted(len(complete) - 1, 'complete setting')} overlap its "
-            "own: validation data cannot tell these apart, and picking the best of many flatters it"
+            f"{len(near)} of {others} cannot be told from it by validation data, as the intervals overlap; and picking "
+            "the best of many flatters it"
         )
         is_it = "it is the cheapest of them" if least is best else f"the cheapest of them: {_cheap(least)}"
         display.result(is_it)
     elif len(complete) > 1:
-        display.result(f"no interval of the other {counted(len(complete) - 1, 'complete setting')} overlaps its own")
+        display.result(f"none of {others} has an interval that overlaps its own")
     return {
         "complete_settings": len(complete), "overlapping": len(near),
         "cheapest": {"settings": least.values, "members": [one.member.number for one in least.rows]},
@@ -156,8 +161,8 @@ def _accuracy(setting: Setting, repeats: bool) -> str:
         return ""
     if repeats:
         return f"{100 * setting.accuracy:.1f}" + ("" if setting.sd is None else f" ± {100 * setting.sd:.1f}")
-    low_high = "" if setting.interval is None else f" ({100 * setting.interval[0]:.1f}–{100 * setting.interval[1]:.1f})"
-    return f"{100 * setting.accuracy:.1f}{low_high}"
+    ends = "" if setting.interval is None else f" ({100 * setting.interval[0]:.0f}–{100 * setting.interval[1]:.0f})"
+    return f"{100 * setting.accuracy:.1f}{ends}"
 
 
 def _points(change: float | None) -> str:
@@ -170,6 +175,9 @@ def _seconds(setting: Setting) -> str:
 
 
 def _state(setting: Setting) -> str:
+    """Nothing of what is as it should be."""
+    if setting.is_complete:
+        return ""
     if len(setting.rows) == 1:
         return _pruned(setting.rows[0]) or setting.state
     others = sum(row.state == setting.state for row in setting.rows)
@@ -198,7 +206,7 @@ def _change(change: float | None) -> str:
 
 
 def _pruned(row: Row) -> str:
-    return f"pruned at epoch {row.pruned[0]} of {row.pruned[1]}" if row.pruned else ""
+    return f"pruned at {row.pruned[0]}/{row.pruned[1]}" if row.pruned else ""
 
 
 def _time(row: Row) -> str:
