@@ -57,26 +57,26 @@ def test_whether_transfer_helps_is_said_by_the_interval_on_the_same_images(
     probe: float, scratch: float, said: str
 ) -> None:
     curves = Curves((point(50, 0.4, 0.5), point(100, probe)), (point(100, scratch),))
-    assert learningcurve.in_words(curves)[0].startswith(said)
+    assert learningcurve.sentences(curves)[0].startswith(said)
     (row,) = learningcurve.compared(curves)
     assert row["accuracy_difference"] == pytest.approx(probe - scratch)
 
 
 def test_at_few_labels_transfer_may_help_and_at_many_not() -> None:
     curves = Curves((point(50, 0.8, 0.8), point(100, 0.8)), (point(50, 0.4), point(100, 0.95)))
-    assert learningcurve.in_words(curves)[0].startswith("Transfer helps with 50 labels, and does not with 100: ")
+    assert learningcurve.sentences(curves)[0].startswith("Transfer helps with 50 labels, and does not with 100: ")
 
 
 def test_what_was_not_measured_is_said() -> None:
-    helps, more = learningcurve.in_words(Curves((point(100, 0.8),)))
+    helps, more = learningcurve.sentences(Curves((point(100, 0.8),)))
     assert "was not measured: there was no time to train from scratch" in helps
     assert "was not measured" in more
 
 
 def test_more_labels_are_promised_nothing_that_the_interval_does_not_hold() -> None:
-    flat = learningcurve.in_words(Curves((point(50, 0.79, 0.8, 0.81), point(100, 0.8))))[1]
+    flat = learningcurve.sentences(Curves((point(50, 0.79, 0.8, 0.81), point(100, 0.8))))[1]
     assert "cannot be told" in flat
-    steep = learningcurve.in_words(Curves((point(50, 0.6, 0.62, 0.58), point(100, 0.8))))[1]
+    steep = learningcurve.sentences(Curves((point(50, 0.6, 0.62, 0.58), point(100, 0.8))))[1]
     assert "gained +20.0 points" in steep and "less" in steep
 
 

@@ -202,6 +202,16 @@ def test_without_rounds_nothing_is_claimed() -> None:
     assert decision.chosen.name == "other" and decision.against_given is None and not decision.is_better
 
 
+@pytest.mark.parametrize("seeds", [0, 1])
+def test_a_simpler_one_that_only_seems_as_good_does_not_replace_the_given_spec(seeds: int) -> None:
+    """On one set of images, or one seed, a strategy that is five points worse often looks as good."""
+    trials = [measured(GIVEN_TRIAL.candidate, 58), measured(OTHER.candidate, 59)]
+    same = Round(tuple(map(str, range(100))), hits(100, 58))
+    confirmed = [{GIVEN: same, "other": same}] * 2
+    assert strategies.decide(trials, confirmed[:seeds]).chosen.name == GIVEN
+    assert strategies.decide(trials, confirmed).chosen.name == "other", "which is simpler"
+
+
 # -- the pooled difference ----------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from transferctl.budget import in_words as duration
 from transferctl.datafacts import DataFacts
 from transferctl.learningcurve import Curves
 from transferctl.strategies import FEATURES, GIVEN, Decision, LeftOut, Measured, Space
-from transferctl.wording import counted
+from transferctl.wording import counted, percent, points_with_interval
 
 NO_TEST = "Test data was not looked at."
 
@@ -96,7 +96,7 @@ def verdict(found: Found) -> str:
             "There was no time to confirm this with other seeds and images, so it is not claimed that the proposal "
             f"beats your spec. {NO_TEST}"
         )
-    told = f"{points(decision.against_given)} over {seeds}, {on}"
+    told = f"{points_with_interval(decision.against_given)} over {seeds}, {on}"
     if decision.is_better:
         return f"The proposal beats your spec: {told}. {NO_TEST}"
     few = "" if decision.rounds >= strategies.FEWEST_ROUNDS else "; one seed does not say what another would give"
@@ -114,15 +114,6 @@ def _why(found: Found) -> str:
     if found.decision.chosen.thawed < found.space.thawed:
         return "It is proposed as it is not worse, within a standard error, and simpler: fewer stages train."
     return "It is proposed as it is not worse, within a standard error."
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def points(row: Mapping[str, float]) -> str:
-    value, low, high = (100 * row[f"accuracy_difference{end}"] for end in ("", "_low", "_high"))
-    return f"{value:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})"
 
 
 # -- the choices --------------------------------------------------------------------------------------------

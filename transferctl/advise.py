@@ -3,6 +3,7 @@ a few cheap trials within a time budget, and proposes a spec, each choice with i
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,6 +55,7 @@ from transferctl.trialsearch import Asked, Search
 from transferctl.wording import printable, shown
 
 FILE = "advised.yaml"
+LEAST_SCRATCH_SHARE = 0.05  # even where what is left of the budget may not do for the trials
 CURVE_SHARE, SCRATCH_SHARE = 0.2, 0.3  # of the budget, at most, for the probe's curve and for training from scratch
 
 
@@ -95,6 +97,8 @@ def _refuse(spec: Spec, out: Path | None, force: bool) -> None:
     if out.is_dir() or not out.parent.is_dir():
         what = "is a folder" if out.is_dir() else f"there is no folder {printable(str(out.parent))}"
         raise SpecError([Problem("", f"{what}; name a file", where)])
+    if not os.access(out.parent, os.W_OK):
+        raise from_os_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), out, "--out")
     if os.path.lexists(out) and not force:
         raise SpecError([Problem("", "is there already; name another file, or write it anew with --force", where)])
 
@@ -169,15 +173,16 @@ def _learning_curve(asked: Asked, facts: DataFacts, folder: Run) -> Curves:
         tables["train"], tables["val"], len(asked.target.classes), spec.seed, asked.compute, asked.clock, allowed_s
     )
     display.table("Linear probe", ["", "accuracy", ""], advicewords.probe_rows(curves, facts))
+    budget_s, spare_s = asked.clock.budget_s, asked.clock.left_s - trialsearch.least_s(asked)
+    allowed_s = max(min(SCRATCH_SHARE * budget_s, spare_s), LEAST_SCRATCH_SHARE * budget_s)
     curves = learningcurve.with_scratch(
-        curves, spec, asked.target, asked.compute, asked.clock, asked.forecast,
-        SCRATCH_SHARE * asked.clock.budget_s, display,
-    )  # fmt: skip
+        curves, spec, asked.target, asked.compute, asked.clock, asked.forecast, allowed_s, display
+    )
     columns = ["labels", "transfer: linear probe, %", "draws' sd", "from scratch, %"]
     display.table(f"Learning curve, on {facts.val:,} validation images", columns, learningcurve.rows(curves))
     for why in curves.left_out:
         display.note(f"learning curve: left out: {why}")
-    for sentence in learningcurve.in_words(curves):
+    for sentence in learningcurve.sentences(curves):
         display.result(sentence)
     folder.write_text(learningcurve.PLOT, learningcurve.drawn(curves, facts.majority))
     fold = curves.out_of_fold
@@ -261,7 +266,7 @@ def _write(asked: Asked, given: Spec, found: Found, folder: Run, out: Path | Non
     """The spec into the run folder and to `out`."""
     chosen = found.decision.chosen
     advised = advisedspec.applied(given, chosen.changes)
-    told = [advicewords.verdict(found), *learningcurve.in_words(found.curves)]
+    told = [advicewords.verdict(found), *learningcurve.sentences(found.curves)]
     summary = [f"Written by `{asked_by}`: {chosen.words}.", *told]
     files = [folder.path / FILE, *([out] if out else [])]
     for file in files:

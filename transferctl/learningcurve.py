@@ -12,6 +12,7 @@ import torch
 
 from transferctl import baseline, crossvalidation, features, grouping, heads, paired, plots, probe
 from transferctl.budget import Clock, Forecast, Work
+from transferctl.budget import in_words as duration
 from transferctl.data import DomainData
 from transferctl.device import Compute
 from transferctl.display import Display
@@ -21,6 +22,7 @@ from transferctl.loaders import steps_per_epoch
 from transferctl.paired import Round
 from transferctl.probe import Probe, Samples
 from transferctl.spec import BaselineSettings, Spec
+from transferctl.wording import one_line, percent, points_with_interval
 
 PARTS = (1 / 8, 1 / 4, 1 / 2)  # and all
 DRAWS = 5
@@ -111,21 +113,17 @@ def probe_curve(
         right = []
         for chosen in draws:
             before = clock.left_s
-            right.append(_right(_fitted(heads.some_of(train, chosen[level], classes, compute), seed), val))
+            right.append(_right(_fitted(heads.some_of(train, chosen[level], classes, compute), seed)[0], val))
             a_label_s = (before - clock.left_s) / n
         points.append(Point(n, tuple(right)))
     if a_label_s * len(labels) > clock.left_s - end:
         return Curves(tuple(points), left_out=(*left_out, f"the probe on all {len(labels):,} labels"))
-    fitted, out_of_fold = _everything(heads.samples_of(train, classes, compute), seed)
+    fitted, out_of_fold = _fitted(heads.samples_of(train, classes, compute), seed)
     points.append(Point(len(labels), (_right(fitted, val),)))
     return Curves(tuple(points), out_of_fold=out_of_fold, left_out=tuple(left_out))
 
 
-def _fitted(samples: Samples, seed: int) -> Probe:
-    return _everything(samples, seed)[0]
-
-
-def _everything(samples: Samples, seed: int) -> tuple[Probe, OutOfFold | None]:
+def _fitted(samples: Samples, seed: int) -> tuple[Probe, OutOfFold | None]:
     """The probe with α by cross-validation, and how well that predicted what it left out."""
     counts = np.bincount(samples.labels)
     count = min(crossvalidation.FOLDS, int(counts[counts > 0].min()))
@@ -169,18 +167,20 @@ def with_scratch(
         rounds = _as_long(epochs, len(target.train), n, spec.batch_size)
         expected = forecast.factor * forecast.rates.seconds(Work(rounds, steps_per_epoch(n, spec.batch_size), n, 1, 0))
         if expected > min(allowed_s, clock.left_s):
-            left_out.append(f"from scratch on {n:,} labels (about {expected:.0f} s)")
+            left_out.append(f"from scratch on {n:,} labels: about {duration(expected)}, more than there is for it")
             continue
         before = clock.left_s
         try:
             with display.quietly(warnings=False):
                 _, outcomes = baseline.from_scratch(trained, rounds, part, compute, display)
         except (DivergedError, SpecError) as error:
-            left_out.append(f"from scratch on {n:,} labels: {error}")
+            left_out.append(f"from scratch on {n:,} labels: {one_line(error)}")
             continue
         allowed_s -= before - clock.left_s
         points.append(Point(n, (outcomes.right,)))
-        display.note(f"from scratch on {n:,} labels: {points[-1].mean:.4f}; {before - clock.left_s:.0f} s")
+        display.note(
+            f"from scratch on {n:,} labels: {percent(points[-1].mean)}; took {duration(before - clock.left_s)}"
+        )
     return replace(curves, scratch=tuple(reversed(points)), left_out=(*curves.left_out, *left_out))
 
 
@@ -214,7 +214,7 @@ def last_doubling(curves: Curves) -> dict[str, float] | None:
     return {"from": half.labels, "to": whole.labels, **paired.pooled_difference(before, after)}
 
 
-def in_words(curves: Curves) -> list[str]:
+def sentences(curves: Curves) -> list[str]:
     """A sentence on whether transfer helps, and one on what more labels would bring."""
     return [_helps(compared(curves)), _more(last_doubling(curves))]
 
@@ -227,8 +227,8 @@ def _helps(found: Sequence[Mapping[str, Any]]) -> str:
     at = ", ".join(f"{row['labels']:,}" for row in helps or hurts)
     most = found[-1]
     told = (
-        f"with {most['labels']:,} labels a linear probe on the pretrained features has {_percent(most['transfer'])}, "
-        f"the same network from scratch {_percent(most['scratch'])}: {_points(most)}"
+        f"with {most['labels']:,} labels a linear probe on the pretrained features has {percent(most['transfer'])}, "
+        f"the same network from scratch {percent(most['scratch'])}: {points_with_interval(most)}"
     )
     if helps and hurts:
         lost = ", ".join(f"{row['labels']:,}" for row in hurts)
@@ -246,22 +246,13 @@ def _helps(found: Sequence[Mapping[str, Any]]) -> str:
 def _more(gain: Mapping[str, float] | None) -> str:
     if gain is None:
         return "What more labels would bring was not measured: that takes the probe on two numbers of them."
-    brought = f"From {gain['from']:,} to {gain['to']:,} labels the probe gained {_points(gain)}"
+    brought = f"From {gain['from']:,} to {gain['to']:,} labels the probe gained {points_with_interval(gain)}"
     if gain["accuracy_difference_low"] <= 0 <= gain["accuracy_difference_high"]:
         return f"{brought}: whether more labels would bring more cannot be told from this."
     return (
         f"{brought}. As learning curves flatten, the next {gain['to'] - gain['from']:,} may bring about that or, more "
         "likely, less; further than that nothing here reaches."
     )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _points(row: Mapping[str, float]) -> str:
-    value, low, high = (100 * row[f"accuracy_difference{end}"] for end in ("", "_low", "_high"))
-    return f"{value:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})"
 
 
 def rows(curves: Curves) -> list[list[str]]:
@@ -282,7 +273,7 @@ def as_json(curves: Curves) -> dict[str, Any]:
 
     found: dict[str, Any] = {"probe": points(curves.probe), "scratch": points(curves.scratch)}
     found |= {"compared": compared(curves), "last_doubling": last_doubling(curves)}
-    return found | {"left_out": list(curves.left_out), "words": in_words(curves)}
+    return found | {"left_out": list(curves.left_out), "words": sentences(curves)}
 
 
 def drawn(curves: Curves, chance: float) -> str:

@@ -232,9 +232,9 @@ class Decision:
 def decide(contending: Sequence[Measured], rounds: Sequence[Mapping[str, Round]]) -> Decision:
     """The preferred one among those within a standard error of the best, by images and seeds that chose nothing: over
     all rounds, each with the outcomes of every contender, by name. Without rounds, by the trials themselves, and then
-    nothing is claimed."""
+    nothing is claimed. The given spec stays where it is among the best and too few rounds speak for another."""
     if not rounds:
-        return Decision(preferred(not_worse(contending)).candidate)
+        return Decision(_proposed(not_worse(contending), 0))
     by_name = {trial.candidate.name: trial for trial in contending}
     outcomes = {name: [one[name] for one in rounds] for name in by_name}
     accuracies = {name: paired.pooled_accuracy(of) for name, of in outcomes.items()}
@@ -244,9 +244,15 @@ def decide(contending: Sequence[Measured], rounds: Sequence[Mapping[str, Round]]
         error = paired.pooled_difference(outcomes[name], outcomes[best])["standard_error"]
         return accuracies[best] - accuracies[name] <= error + ROUNDING
 
-    chosen = preferred([trial for name, trial in by_name.items() if is_equal(name)]).candidate
+    chosen = _proposed([trial for name, trial in by_name.items() if is_equal(name)], len(rounds))
     if GIVEN not in by_name or chosen.name == GIVEN:
         return Decision(chosen, accuracies, None, len(rounds))
     against = paired.pooled_difference(outcomes[GIVEN], outcomes[chosen.name])
     is_better = len(rounds) >= FEWEST_ROUNDS and against["accuracy_difference_low"] > 0
     return Decision(chosen, accuracies, against, len(rounds), is_better)
+
+
+def _proposed(equal: Sequence[Measured], rounds: int) -> Candidate:
+    """Of those that are equally good. A simpler one that only seems as good is no reason to change a spec."""
+    given = [trial for trial in equal if trial.candidate.name == GIVEN]
+    return preferred(given if given and rounds < FEWEST_ROUNDS else equal).candidate

@@ -117,6 +117,13 @@ def _no_time(asked: Asked, candidate: Candidate, measured: Sequence[Measured]) -
     return f"{told}; what is left is for confirming" if expected + strategies.FEWEST_ROUNDS * again > left else ""
 
 
+def least_s(asked: Asked) -> float:
+    """How long the trials take that are always made, and to confirm them with as many seeds as a claim takes."""
+    proposals = strategies.candidates(asked.space)
+    first = [next(proposals), *(proposals.send(None) for _ in range(ALWAYS - 1))]
+    return sum(map(asked.seconds, first)) + strategies.FEWEST_ROUNDS * _round_s(asked, first)
+
+
 def _round_s(asked: Asked, contending: Sequence[Candidate]) -> float:
     """How long all of them take with another seed."""
     return asked.stage0_s + sum(map(asked.seconds, contending))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,16 @@ def shown(names: Sequence[str], most: int = SHOWN) -> str:
 def counted(n: int, noun: str, plural: str = "") -> str:
     """1 file, 2 files."""
     return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def points_with_interval(found: Mapping[str, float], name: str = "accuracy_difference") -> str:
+    """A difference of accuracies, as paired.py has it, in points."""
+    value, low, high = (100 * found[f"{name}{end}"] for end in ("", "_low", "_high"))
+    return f"{value:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})"
 
 
 def printable(text: str) -> str:
