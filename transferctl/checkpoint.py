@@ -37,7 +37,6 @@ LINKS = ("best", "last", "start")
 UNSCORED = "-unscored"
 KEPT = 2  # of those that training can go on from, besides what links point at: should the newest be damaged
 NAME = re.compile(rf"step-([0-9]{{6,12}})({UNSCORED})?")
-OF_NO_MODEL = {"rank": "it ranks backbones: its log.txt has the tables, rank.svg the plot"}  # by verb
 _FIX = "copy the run folder again, or name another checkpoint"
 
 
@@ -218,21 +217,12 @@ def _why_there_is_none(run: Path, which: str) -> str:
     none = f"has no checkpoint `{which}`"
     if "evaluated" in summary:
         return f"{none}, as it is an evaluation; name the run that it scored, {summary['evaluated']}"
-    if why := OF_NO_MODEL.get(str(summary.get("verb"))):
-        return f"{none}, as {why}"
     if "without_model" in summary:
         return f"{none}, as {one_line(summary['without_model'])}"
     if summary.get("status") == "failed":
         return f"{none}, as it failed before it had one: {one_line(summary.get('error', 'see its log.txt'))}"
     more = f" (--resume {run} goes on with it)" if any_of(run) else ""
     return f"{none}, as it was stopped before it had one{more}"
-
-
-def refuse_of_no_model(run: Path) -> None:
-    """Raises CheckpointError for a run of a verb that makes no model."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        if why := OF_NO_MODEL.get(str(jsontext.read(run / "summary.json")["verb"])):
-            raise CheckpointError(f"{run}: shows no model, as {why}")
 
 
 def resumable(run: Path, say: Callable[[str], None]) -> Iterator[tuple[Checkpoint, dict[str, Tensor]]]:

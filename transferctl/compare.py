@@ -8,13 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transferctl import checkpoint
 from transferctl.display import Display
 from transferctl.errors import CheckpointError, Problem, SpecError
 from transferctl.reporting import beside, checked
 from transferctl.reporting.beside import Paired
 from transferctl.reporting.gather import Interval, RunRecord, Score, gather
-from transferctl.runs import refuse_sweep
+from transferctl.runs import refuse_without_model
 from transferctl.specdifferences import differing
 from transferctl.wording import shown
 
@@ -26,12 +25,10 @@ def run(folders: Sequence[Path], display: Display) -> dict[str, Any]:
     if len(folders) < 2:
         raise SpecError([Problem("", "takes two or more; one alone is shown by `transferctl report RUN`", "RUN…")])
     for folder in folders:
-        refuse_sweep(folder)
+        refuse_without_model(folder)
     runs = [gather(folder) for folder in folders]
     if strangers := [str(one.path) for one in runs if one.state == "unknown"]:
         raise CheckpointError(f"{shown(strangers)}: no run folder (no summary.json that says so); name those in runs/")
-    for folder in folders:
-        checkpoint.refuse_of_no_model(folder)
     labels = [beside.label(i) for i in range(len(runs))]
     named = [[label, str(one.path), one.state] for label, one in zip(labels, runs, strict=True)]
     display.table("Runs", ["", "run", "state"], named)

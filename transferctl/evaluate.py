@@ -58,7 +58,7 @@ def load_spec(
         raise CheckpointError(f"{run}: cannot be looked for: {error.strerror}; name a run folder") from None
     if not is_run:
         raise CheckpointError(f"{run}: is no run folder (it has no spec.yaml); name one of those in runs/")
-    runs.refuse_sweep(run)
+    runs.refuse_without_model(run)
     message = f"{verb} takes this from the checkpoint; it can set {', '.join(overridable)}"
     fixed = [text for text in overrides if _key(text) not in overridable]
     if fixed:

@@ -58,6 +58,7 @@ def run(spec: Spec, texts: Sequence[str], runs_dir: Path, display: Display) -> d
     ):
         _describe(folder, spec, target, str(compute))
         most = int(grouping.counts(target.train.labels, len(target.classes)).max())
+        folder.summary["without_model"] = "it ranks backbones: its log.txt has the tables, rank.svg the plot"
         folder.summary |= {"n": len(target.train), "classes": len(target.classes), "folds": count}
         folder.summary |= {"majority": most / len(target.train), "skipped": target.skipped}
         fold_of = crossvalidation.folds(target.train.labels, count, spec.seed)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transferctl import checkpoint, runs, signals
+from transferctl import runs, signals
 from transferctl.errors import CheckpointError, Problem, SpecError, TransferctlError, from_os_error
 from transferctl.wording import one_line, printable
 
@@ -78,11 +78,7 @@ def _refuse_what_is_no_run(path: Path) -> None:
     if not is_run:
         what = "is no run folder (it has neither summary.json nor spec.yaml)" if path.is_dir() else "no such run folder"
         raise CheckpointError(f"{path}: {what}; `transferctl runs` shows them")
-    checkpoint.refuse_of_no_model(path)
-    runs.refuse_sweep(path)
-    if runs.verb_of(path) == "advise":
-        there = f"its advice is in {path / 'advised.yaml'}, what it rests on in {path / 'log.txt'}"
-        raise CheckpointError(f"{path}: is a run of advise, which has no page; {there}")
+    runs.refuse_without_model(path)
 
 
 def _refuse_to_replace(file: Path) -> None:

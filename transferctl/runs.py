@@ -27,6 +27,7 @@ from transferctl.trackerpipe import TrackerProcess
 from transferctl.tracking import Trackers
 
 SCHEMA_VERSION = 1
+WITHOUT_MODEL = ("rank", "sweep", "advise")  # verbs
 
 
 class Run:
@@ -212,15 +213,16 @@ def verb_of(run: Path) -> str | None:
     return str(found)
 
 
-def refuse_sweep(run: Path) -> None:
-    """Raises CheckpointError for a sweep, which is no run with scores and a model of its own, with what to name."""
-    if verb_of(run) != "sweep":
+def refuse_without_model(run: Path) -> None:
+    """Raises CheckpointError for a run of a verb that makes no model of its own, with what to look at or name instead,
+    which such a verb leaves in its summary."""
+    verb = verb_of(run)
+    if verb not in WITHOUT_MODEL:
         return
-    try:
-        picked = f"; the one that it picked: {jsontext.read(run / 'summary.json')['picked']['run']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        picked = ""
-    raise CheckpointError(f"{run}: is a sweep; name one of its members, in {run / 'members'}{picked}")
+    told = f"it is a run of {verb}, which makes none"  # for one that was killed before it could say more
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        told = str(jsontext.read(run / "summary.json")["without_model"])
+    raise CheckpointError(f"{run}: has no model of its own, as {told}")
 
 
 def data_fingerprints(run: Path) -> dict[str, str]:

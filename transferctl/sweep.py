@@ -65,6 +65,8 @@ def run(
     _look_at_data(file.spec, asked)
     with runs.start(runs_dir, "sweep", file.spec.name, yamlfile.dump_written(file.spec), display, resumed) as folder:
         folder.settle()
+        told = f"it is a sweep; name one of its members, in {folder.path / books.MEMBERS}"
+        folder.summary["without_model"] = told
         book = Book(folder.path, asked, file.spec.name, planned) if book is None else replace(book, asked=asked)
         (folder.path / books.MEMBERS).mkdir(exist_ok=True)
         book.save()
@@ -195,6 +197,7 @@ def _conclude(book: Book, specs: Specs, folder: Run, display: Display) -> None:
         "member": row.member.number, "run": row.run, "settings": specs.values(row.member), **uncertain
     }  # fmt: skip
     folder.summary["best"] = {"val": _val(row)}
+    folder.summary["without_model"] += f"; the one that it picked: {row.run}"
     folder.write_json("summary.json", folder.summary | {"status": "running"})  # before test data is read
     if (test := _test(row, specs, folder, display)) is not None:
         folder.summary["test"] = test
