@@ -374,3 +374,11 @@ def test_without_a_network_the_repository_the_file_and_the_ways_out_are_named(
 def test_published_names_are_tags_of_the_name() -> None:
     with pytest.raises(SpecError, match=r"^backbone.weights: is IMAGENET1K_V1, but .* there is resnet18.a1_in1k, "):
         library.published("resnet18", "IMAGENET1K_V1")
+
+
+def test_an_encoder_that_timm_keeps_from_classification_is_refused_by_its_name() -> None:
+    name = "qwen3_vit_88m_enc"
+    if not timm.is_model(name):
+        pytest.skip(f"timm {timm.__version__} has no {name}")
+    with pytest.raises(SpecError, match=rf"^backbone.name: timm's {name} cannot be used here: .+classification"):
+        library.build(name, image_size=64)

@@ -88,7 +88,7 @@ def _from_hub(identity: str, files: tuple[str, ...], name: str) -> Path:
         with _quietly():
             path = Path(found or _downloaded(hub, where, files))
     except Exception as error:  # of whichever client the hub's library has
-        reason = one_line(error)[:160] or type(error).__name__
+        reason = one_line(error, 160)
         raise CheckpointError(
             f"{name}'s weights are not in {hub.constants.HF_HUB_CACHE} and cannot be fetched ({reason}). Fetch "
             f"{files[0]} of huggingface.co/{repository} elsewhere and name the file as backbone.weights, or set "

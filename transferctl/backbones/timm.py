@@ -23,7 +23,7 @@ from transferctl.backbones._timm_stages import Cut, cut
 from transferctl.contracts import Features, Stage
 from transferctl.errors import SpecError
 from transferctl.preprocess import Preprocessing
-from transferctl.wording import counted, shown
+from transferctl.wording import counted, one_line, shown
 
 # What timm's networks raise for sizes that they cannot take.
 _TROUBLE = (ValueError, RuntimeError, AssertionError, TypeError, IndexError, ZeroDivisionError)
@@ -60,13 +60,16 @@ def build(
         net, notes, headless = _with_weights(name, cfg, image_size, state, label)
     try:
         found = cut(net.eval(), _noise(net, image_size))
+    except NotImplementedError as error:  # encoders for other purposes
+        message = f"timm's {name} cannot be used here: {one_line(error, 160)}"
+        raise SpecError.at("backbone.name", message) from None
     except _TROUBLE as error:
         raise _wrong_size(name, image_size, error) from None
     layers = _take_classifiers(net)
     head = PretrainedHead(layers) if layers else None
     if head is not None and not _gives(head, found):
         head, notes = None, (*notes, f"{name}: its classifier takes more than pooled features, and is left out")
-    if cfg.crop_mode == "squash":
+    if cfg.crop_mode == "squash" and state is not None:
         notes = (*notes, f"{name} was trained on images squeezed to squares; here their middle is cut out")
     return TimmBackbone(name, net.train(), image_size, found, notes), None if headless else head
 
@@ -106,7 +109,7 @@ def _network(name: str, outputs: int, image_size: int, *, pretrained: bool = Fal
 
 
 def _wrong_size(name: str, image_size: int, error: Exception) -> SpecError:
-    detail = " ".join(str(error).split())[:160] or type(error).__name__
+    detail = one_line(error, 160)
     message = f"{name} cannot take {image_size}×{image_size} pixels ({detail}); set another preprocess.crop"
     return SpecError.at("preprocess.crop", message)
 
