@@ -1,4 +1,4 @@
-"""What a CUDA GPU computes, where there is one: the same as the CPU, within what TF32 rounds."""
+"""What a CUDA GPU computes, where there is one: in fp32 the same as the CPU, but for the order of sums."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def digits(n: int = 300) -> Data:
     """Pixels of handwritten digits 5 to 9, some of them black in all; a head trained on 0 to 4."""
     pixels, y = load_digits(return_X_y=True)
     pixels = pixels.astype(np.float32)
-    head = LogisticRegression(C=0.01, max_iter=500).fit(pixels[y < 5], y[y < 5])
+    head = LogisticRegression(C=0.01, max_iter=10_000).fit(pixels[y < 5], y[y < 5])
     x, y = pixels[y >= 5][:n], y[y >= 5][:n] - 5
     return Data(x, y.astype(np.int32), head.predict_proba(x).astype(np.float32))
 

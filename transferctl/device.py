@@ -42,6 +42,7 @@ def choose(device: str, precision: str) -> Compute:
         _refuse_absent(chosen)
     if chosen.type == "cuda":
         _repeat_on_cuda()
+        _round_on_cuda(in_tf32=precision != "fp32")
     if precision != "auto":
         return Compute(chosen, precision == "bf16", reason)
     bf16 = _computes_in_bf16(chosen)
@@ -81,6 +82,15 @@ def _repeat_on_cuda() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
     warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
+
+
+def _round_on_cuda(in_tf32: bool) -> None:
+    """torch computes fp32 convolutions in TF32 (10 bits of 23) unless told otherwise: who asks for fp32 gets it. On an
+    H200, three epochs from random weights ended 45 % of the weights' norm away from where those on a CPU did."""
+    import torch
+
+    torch.backends.cudnn.conv.fp32_precision = "tf32" if in_tf32 else "ieee"  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
 def _keep_freed_memory() -> None:

@@ -117,7 +117,8 @@ class FrozenStages:
         arithmetic = f"{self._compute.device.type} {torch.backends.cpu.get_cpu_capability()}"
         arithmetic += " AMX" if self._compute.bf16 and torch.cpu._is_amx_tile_supported() else ""
         if self._compute.device.type == "cuda":
-            arithmetic = torch.cuda.get_device_name(self._compute.device)
+            rounding = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+            arithmetic = f"{torch.cuda.get_device_name(self._compute.device)} {rounding}"
         identity = {
             "library": self._model.library,
             "backbone": self._model.backbone.name,

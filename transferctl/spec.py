@@ -327,7 +327,9 @@ class Spec(TrainingSettings):
         "auto", description="auto, cpu, cuda, cuda:1 or mps."
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="Arithmetic of the backbone; auto = bf16 on GPUs and CPUs that have it, else fp32."
+        "auto",
+        description="Arithmetic of the backbone; auto = bf16 on GPUs and CPUs that have it, else fp32. fp32 is that on "
+        "GPUs too, not TF32.",
     )
     compile: Literal["auto", "always", "never"] = Field(
         "auto",
