@@ -68,7 +68,7 @@ def test_extract_finetune_eval_predict(
         "optimizer.lr=0.01",
     )
     code, tuned = invoke("finetune", spec, *arguments)
-    assert code == 0
+    assert code == 0, tuned
     before, after = (load_file(Path(r["run"]) / "checkpoints/last/model.safetensors") for r in (extracted, tuned))
     tuned_backbone = restore(checkpoint.load(Path(tuned["run"]))).backbone
     stages = tuned_backbone.stages()

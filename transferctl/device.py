@@ -81,7 +81,8 @@ def _repeat_on_cuda() -> None:
     torch.backends.cudnn.deterministic = True
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
-    warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
+    for what in ("does not have a deterministic implementation", "defaults to a non-deterministic algorithm"):
+        warnings.filterwarnings("ignore", message=f".*{what}")
 
 
 def _round_on_cuda(in_tf32: bool) -> None:
