@@ -47,6 +47,7 @@ FAMILIES = {  # pixels, some stages that must be there
     "pit_ti_224": (64, "features"),
     "crossvit_tiny_240": (240, "features"),  # on two branches
     "hrnet_w18_small": (64, "features"),
+    "efficientvit_m0": (64, "stem stages.0 stages.2"),  # BatchNorm before the last layer
 }
 
 

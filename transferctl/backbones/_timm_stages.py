@@ -33,33 +33,32 @@ class Part:
 @dataclass(frozen=True)
 class Cut:
     """parts: input to output, `pool` last. is_coarse: the trunk is one part. layout: of what `pool` takes: NCHW, NHWC,
-    tokens [N, L, D] or "" (other). pooled: [1, D], logits: [1, outputs] of the image that was looked at."""
+    tokens [N, L, D] or "" (other)."""
 
     parts: tuple[Part, ...]
     is_coarse: bool
     layout: str
-    pooled: Tensor
-    logits: Tensor
 
 
-def cut(net: nn.Module, images: Tensor) -> Cut:
-    """net: of timm's, in eval mode; images: [1, 3, H, W]. Raises what the network raises for images of this size."""
+def cut(net: nn.Module, seen: Seen, images: Tensor) -> Cut | None:
+    """net: of timm's, in eval mode; seen: of it and these images, before its classifiers were taken off. None where it
+    does not compute that any more."""
     with torch.no_grad():
-        seen = _observe(net, images)
-        for trunk in (_chain, _tokens):
+        for trunk in (_chain, _tokens, _coarse, _whole):
             parts = trunk(net, seen, images)
-            if parts and (found := _checked(net, _owning_all(net, seen, parts), seen, images)):
-                return found
-        return _coarse(net, seen, images)
+            if parts and (layout := _checked(net, parts := _owning_all(net, seen, parts), seen, images)) is not None:
+                return Cut(tuple(parts), trunk in (_coarse, _whole), layout)
+    return None
 
 
 # -- what runs after what -----------------------------------------------------------------------------
 
 
 @dataclass
-class _Seen:
-    """calls: of modules that the network itself calls: name, input (None where it takes more than one), output.
-    in_features, in_head: names of all modules that ran there. result: of forward_features."""
+class Seen:
+    """What a network did with one image. calls: of modules that it calls itself: name, input (None where it takes more
+    than one), output. in_features, in_head: names of all modules that ran there. result: of forward_features. pooled:
+    [1, D]; logits: [1, outputs]."""
 
     calls: list[tuple[str, Any, Any]] = field(default_factory=list)
     in_features: set[str] = field(default_factory=set)
@@ -69,8 +68,10 @@ class _Seen:
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
-def _observe(net: Any, images: Tensor) -> _Seen:
-    seen, entered = _Seen(), set[str]()
+@torch.no_grad()
+def observe(net: Any, images: Tensor) -> Seen:
+    """net: of timm's, in eval mode; images: [1, 3, H, W]. Raises what the network raises for images of this size."""
+    seen, entered = Seen(), set[str]()
 
     def enter(name: str, *_: Any) -> None:
         entered.add(name)
@@ -128,7 +129,7 @@ def takes_two_tokens(net: Any) -> bool:
 # -- trunks that can be cut ---------------------------------------------------------------------------
 
 
-def _chain(net: nn.Module, seen: _Seen, images: Tensor) -> list[Part]:
+def _chain(net: nn.Module, seen: Seen, images: Tensor) -> list[Part]:
     """Modules that each take just what the one before gave, from the images to the result; none if it is not so."""
     units, x = [], images
     for name, given, output in seen.calls:
@@ -215,7 +216,7 @@ def _ends_in_norm(net: nn.Module, units: Sequence[str]) -> bool:
     return not _has_matrix(net, units[-1]) and any(True for _ in last.parameters()) and not follows_layer
 
 
-def _tokens(net: Any, seen: _Seen, images: Tensor) -> list[Part]:
+def _tokens(net: Any, seen: Seen, images: Tensor) -> list[Part]:
     """Vision transformers (ViT, DeiT, DINOv2; EVA, DINOv3; BEiT): patches become tokens, with class and register tokens
     and position embeddings, then blocks. Some blocks take a position bias too."""
     blocks = getattr(net, "blocks", None)
@@ -274,18 +275,20 @@ def _beside(net: Any, i: int, image_size: int) -> dict[str, Any]:
 # -- what is left over, and the check ------------------------------------------------------------------
 
 
-def _coarse(net: Any, seen: _Seen, images: Tensor) -> Cut:
-    """The trunk as one part. Where its result is no tensor, pooling is in it too."""
-    if isinstance(seen.result, Tensor):
-        parts = [Part(FEATURES, (), lambda net: net.forward_features), Part(POOL, (), _pool())]
-        found = _checked(net, _owning_all(net, seen, parts), seen, images)
-        if found:
-            return replace(found, is_coarse=True)
-    whole = Part(FEATURES, tuple(net.state_dict()), lambda net: lambda x: pooled(net, net.forward_features(x)))
-    return Cut((whole, Part(POOL, (), lambda net: nn.Identity())), True, "", seen.pooled, seen.logits)
+def _coarse(net: Any, seen: Seen, images: Tensor) -> list[Part]:
+    """The trunk as one part."""
+    if not isinstance(seen.result, Tensor):
+        return []
+    return [Part(FEATURES, (), lambda net: net.forward_features), Part(POOL, (), _pool())]
 
 
-def _owning_all(net: nn.Module, seen: _Seen, parts: Sequence[Part]) -> list[Part]:
+def _whole(net: Any, seen: Seen, images: Tensor) -> list[Part]:
+    """Pooling with it, where it gives no single tensor."""
+    features = Part(FEATURES, tuple(net.state_dict()), lambda net: lambda x: pooled(net, net.forward_features(x)))
+    return [features, Part(POOL, (), lambda net: nn.Identity())]
+
+
+def _owning_all(net: nn.Module, seen: Seen, parts: Sequence[Part]) -> list[Part]:
     """What no part owns yet goes to `pool` where only the head runs it, else to the first part."""
     owned = [prefix for part in parts for prefix in part.parameters]
     left = [name for name in net.state_dict() if not any(name == own or name.startswith(f"{own}.") for own in owned)]
@@ -295,7 +298,7 @@ def _owning_all(net: nn.Module, seen: _Seen, parts: Sequence[Part]) -> list[Part
     return [first, *between, replace(pool, parameters=pool.parameters + tuple(n for n in left if n in of_head))]
 
 
-def _is_of_head(name: str, seen: _Seen) -> bool:
+def _is_of_head(name: str, seen: Seen) -> bool:
     """By the innermost module around a parameter that ran: some weights are used without their layer being called."""
     while name := name.rpartition(".")[0]:
         if name in seen.in_features or name in seen.in_head:
@@ -303,8 +306,9 @@ def _is_of_head(name: str, seen: _Seen) -> bool:
     return False
 
 
-def _checked(net: nn.Module, parts: Sequence[Part], seen: _Seen, images: Tensor) -> Cut | None:
-    """None unless the parts compute, bit for bit, what the network does, and hand on single tensors."""
+def _checked(net: nn.Module, parts: Sequence[Part], seen: Seen, images: Tensor) -> str | None:
+    """The layout of what `pool` takes; None unless the parts compute, bit for bit, what the network does, and hand on
+    single tensors."""
     x = images
     *trunk, pool = parts
     try:
@@ -316,7 +320,7 @@ def _checked(net: nn.Module, parts: Sequence[Part], seen: _Seen, images: Tensor)
         result = pool.step(net)(_copy(x))
     except Exception:  # a network of another making than these rules know
         return None
-    return Cut(tuple(parts), False, layout, seen.pooled, seen.logits) if _same(result, seen.pooled) else None
+    return layout if _same(result, seen.pooled) else None
 
 
 def _layout(net: Any, x: Tensor) -> str:

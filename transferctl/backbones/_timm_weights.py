@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from transferctl import weights
 from transferctl.errors import CheckpointError, is_out_of_memory
@@ -80,12 +81,24 @@ def load(net: nn.Module, state: Mapping[str, Tensor], *, is_strict: bool, label:
 
 
 def classifiers(net: Any) -> dict[str, nn.Module]:
-    """The layers that give logits, by name; most networks have one."""
+    """The layers that give logits, by name; most networks have one. Of a head that pools too, its last layer; of a
+    BatchNorm and a linear layer, both."""
     found = net.get_classifier()
-    layers = found if isinstance(found, tuple | list | nn.ModuleList) else (found,)
+    given = found if isinstance(found, tuple | list | nn.ModuleList) else (found,)
+    layers = [getattr(layer, "fc", layer) for layer in given]
     places = {id(module): name for name, module in net.named_modules()}
-    named = [(places.get(id(layer)), layer) for layer in layers if isinstance(layer, nn.Module) and _has_matrix(layer)]
-    return {name: layer for name, layer in named if name}
+    names = [places.get(id(layer), "") for layer in layers if isinstance(layer, nn.Module) and _has_matrix(layer)]
+    whole = [_with_norm(net, name) for name in names if name]
+    return {name: net.get_submodule(name) for name in whole}
+
+
+def _with_norm(net: nn.Module, name: str) -> str:
+    """The name of what holds a BatchNorm before this layer, and nothing else that computes."""
+    around = name.rpartition(".")[0]
+    beside = [part for part in net.get_submodule(around).children() if part is not net.get_submodule(name)]
+    is_norm = [isinstance(part, _BatchNorm) for part in beside]
+    idle = all(isinstance(part, _BatchNorm | nn.Dropout | nn.Identity) for part in beside)
+    return around if around and any(is_norm) and idle else name
 
 
 def matrix(layer: nn.Module) -> tuple[str, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transferctl import leantorchvision  # noqa: F401  (before timm imports torchvision)
 from transferctl.backbones import _timm_published, _timm_weights
 from transferctl.backbones._timm_published import Published
-from transferctl.backbones._timm_stages import Cut, cut
+from transferctl.backbones._timm_stages import Cut, Seen, cut, observe
 from transferctl.contracts import Features, Stage
 from transferctl.errors import SpecError
 from transferctl.preprocess import Preprocessing
@@ -59,7 +59,7 @@ def build(
     else:
         net, notes, headless = _with_weights(name, cfg, image_size, state, label)
     try:
-        found = cut(net.eval(), _noise(net, image_size))
+        seen = observe(net.eval(), images := _noise(net, image_size))
     except NotImplementedError as error:  # encoders for other purposes
         message = f"timm's {name} cannot be used here: {one_line(error, 160)}"
         raise SpecError.at("backbone.name", message) from None
@@ -67,11 +67,17 @@ def build(
         raise _wrong_size(name, image_size, error) from None
     layers = _take_classifiers(net)
     head = PretrainedHead(layers) if layers else None
-    if head is not None and not _gives(head, found):
+    if head is not None and not _gives(head, seen):
         head, notes = None, (*notes, f"{name}: its classifier takes more than pooled features, and is left out")
+    found = cut(net, seen, images)
+    if found is None:
+        raise SpecError.at(
+            "backbone.name", f"timm's {name} cannot be used here: it has no features without its classifier"
+        )
     if cfg.crop_mode == "squash" and state is not None:
         notes = (*notes, f"{name} was trained on images squeezed to squares; here their middle is cut out")
-    return TimmBackbone(name, net.train(), image_size, found, notes), None if headless else head
+    backbone = TimmBackbone(name, net.train(), image_size, int(seen.pooled.shape[1]), found, notes)
+    return backbone, None if headless else head
 
 
 def _with_weights(
@@ -127,12 +133,12 @@ class TimmBackbone(nn.Module):
     prefix_tokens: of its tokens, how many (class, registers) come before the patches'. notes: what people should know.
     """
 
-    def __init__(self, name: str, net: nn.Module, image_size: int, found: Cut, notes: Sequence[str]):
+    def __init__(self, name: str, net: nn.Module, image_size: int, feature_dim: int, found: Cut, notes: Sequence[str]):
         super().__init__()
         self.name = name
         self.net = net
         self.image_size = image_size
-        self.feature_dim = int(found.pooled.shape[1])
+        self.feature_dim = feature_dim
         self.prefix_tokens = int(getattr(net, "num_prefix_tokens", 1 if hasattr(net, "cls_token") else 0))
         self._parts, self._layout = found.parts, found.layout
         coarse = f"{name} has no finer stages than features and pool; frozen: is none, all, or patterns of names"
@@ -199,17 +205,17 @@ def _take_classifiers(net: nn.Module) -> list[nn.Module]:
     return list(found.values())
 
 
-def _gives(head: PretrainedHead, found: Cut) -> bool:
+def _gives(head: PretrainedHead, seen: Seen) -> bool:
     """Whether it gives timm's logits of the image that was looked at."""
-    if found.pooled.is_meta:
+    if seen.pooled.is_meta:
         return True
     try:
         with torch.no_grad():
-            logits = head.eval()(Features(found.pooled))
-    except RuntimeError:  # of another width
+            logits = head.eval()(Features(seen.pooled))
+    except _TROUBLE:  # it takes something else
         return False
     head.train()
-    return torch.equal(logits, found.logits) or bool(found.logits.isnan().any())
+    return torch.equal(logits, seen.logits) or bool(seen.logits.isnan().any())
 
 
 # -- names, weights, preprocessing --------------------------------------------------------------------
