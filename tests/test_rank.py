@@ -428,6 +428,26 @@ def test_weights_that_learnt_from_these_images_are_marked_and_not_advised(
     assert answer["advice"]["backbone"] in (rows[plain]["backbone"], None)
 
 
+def test_the_head_of_what_was_made_of_a_run_has_learnt_too_and_so_it_has_from_a_part_of_the_data(
+    digits: Path, tmp_path: Path, call: Any
+) -> None:
+    """Interpolated weights and an exported file, on fewer images of each class, and on another class of the same data
+    beside one that taught; not on classes that are all others."""
+    runs = ("--runs-dir", tmp_path / "runs")
+    tuned = call("finetune", digits, "--set", "epochs=1", *runs)["run"]
+    between = call("eval", tuned, "--interpolate", "0.5", *runs)["run"]
+    call("export", tuned, "--format", "torchvision")
+    made = [tuned, between, f"{tuned}/export/model.pth"]
+    words = [word for text in made for word in ("--backbone", text)]
+    for settings in (("target.train.per_class=6",), ("target.train.classes=[2, 5]",)):
+        answer = call("rank", digits, *words, *(w for text in settings for w in ("--set", text)), *runs)
+        assert len(answer["backbones"]) == 3 and all(row["learnt_from_these"] for row in answer["backbones"])
+        assert all("learnt these very labels" in row["empty"]["leep"] for row in answer["backbones"])
+        assert answer["advice"]["backbone"] is None
+    answer = call("rank", digits, *words, "--set", "target.train.classes=[5, 6]", *runs)
+    assert not any(row["learnt_from_these"] or row["empty"] for row in answer["backbones"])
+
+
 def test_a_backbone_that_is_pretrained_on_source_is_trained_first(tmp_path: Path, call: Any) -> None:
     (tmp_path / "s.yaml").write_text(
         SPEC.replace("{name: resnet18, weights: none}", "{name: resnet18, weights: source}").replace("workers: 0", "")
@@ -436,6 +456,7 @@ def test_a_backbone_that_is_pretrained_on_source_is_trained_first(tmp_path: Path
     answer = call("rank", tmp_path / "s.yaml", "--runs-dir", tmp_path / "runs")
     row = by_label(answer)["resnet18:source"]
     assert "-pretrain-" in row["origin"] and row["scores"]["leep"] is not None and row["weights"] == "source"
+    assert not row["learnt_from_these"]  # of the same data, but of other classes
 
 
 # -- what people see ----------------------------------------------------------------------------------
