@@ -283,6 +283,18 @@ def test_an_image_that_cannot_be_read_stops_it_as_elsewhere_or_is_skipped(
     assert (code, answer["n"], answer["skipped"]) == (0, 34, 2)
 
 
+def test_images_that_are_copies_of_others_are_counted_and_told(spec: Path, tmp_path: Path) -> None:
+    ants = tmp_path / "train" / "ants"
+    for i in (1, 2):
+        (ants / f"copy-{i}.png").write_bytes((ants / "0.png").read_bytes())
+    words = ("rank", spec, "--backbone", "resnet18:none", "--runs-dir", tmp_path / "runs")
+    text = shown(100, *words)
+    assert "2 images of 38 are copies of another" in text and "flatter" in text
+    (ants / "copy-1.png").unlink()
+    (ants / "copy-2.png").unlink()
+    assert "of another" not in shown(100, *words)
+
+
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_validation_and_test_data_are_not_looked_at(spec: Path, tmp_path: Path, invoke: Any, policy: str) -> None:
     """Not an image of them can be read, and the test folder is not there."""
