@@ -491,6 +491,16 @@ def test_tables_fit_80_columns_and_rows_have_letters_there(digits: Path, tmp_pat
     assert text.splitlines()[-2].startswith("advice: ") and text.splitlines()[-1].startswith(str(tmp_path))
 
 
+def test_long_names_stand_apart_so_that_accuracies_stay_a_table(digits: Path, tmp_path: Path) -> None:
+    name = "resnet18-trained-for-a-hundred-epochs-on-other-digits.pth"
+    file = save_resnet18(tmp_path / name)
+    text = shown(80, "rank", digits, "--backbone", f"resnet18:{file}", "--backbone", "resnet18:none",
+                 "--runs-dir", tmp_path)  # fmt: skip
+    lines = text.split("in brackets")[0].splitlines()
+    assert max(map(len, lines)) <= 80 and not any(line.lstrip().startswith("k-NN, % ") for line in lines)
+    assert any(line.split()[0] in "AB" and line.split()[1:] == [name] for line in lines if line.strip())
+
+
 def test_a_wide_terminal_has_accuracies_and_costs_in_one_table(digits: Path, tmp_path: Path) -> None:
     text = shown(160, "rank", digits, "--backbone", "resnet18:none", "--runs-dir", tmp_path)
     (header,) = [line for line in text.splitlines() if "probe, %" in line]

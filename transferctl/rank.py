@@ -132,7 +132,7 @@ def _finish(folder: Run, assessed: Sequence[Assessed], display: Display) -> None
     failed = folder.summary["failed"]
     if not assessed:
         reasons = "\n".join(f"{label}: {reason}" for label, reason in failed.items())
-        raise CheckpointError(f"none of {counted(len(failed), 'backbone')} can be ranked:\n{reasons}")
+        raise CheckpointError(f"no backbone can be ranked:\n{reasons}")
     entrants = [_entrant(one) for one in assessed]
     order = standing.order(entrants)
     ordered, entrants = [assessed[i] for i in order], [entrants[i] for i in order]

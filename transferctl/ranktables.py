@@ -22,8 +22,8 @@ Columns = dict[str, list[str]]
 
 def show(ordered: Sequence[Assessed], places: Sequence[Standing], facts: Mapping[str, Any], display: Display) -> None:
     """Accuracies, costs and scores, then what is left out and why. One table of accuracies and costs where it fits;
-    else several, whose rows have letters. facts: the summary's n, classes, folds, majority,
-    copies and failed."""
+    else several, whose rows have letters; long names then have one of their own. facts: the summary's n, classes,
+    folds, majority, copies and failed."""
     sizes = sorted({one.costs.crop for one in ordered})
     at = f" at {sizes[0]} px" if len(sizes) == 1 else ""
     title = f"Backbones by a linear probe: {counted(facts['n'], 'image')} of target.train{at}, "
@@ -36,7 +36,11 @@ def show(ordered: Sequence[Assessed], places: Sequence[Standing], facts: Mapping
         display.table(title, *_as_table(whole))
     else:
         letters = {"": [_letter(i) for i in range(len(ordered))]}
-        display.table(title, *_as_table(letters | rank | names | accuracies))
+        if display.fits(*_as_table(with_names := letters | rank | names | accuracies)):
+            display.table(title, *_as_table(with_names))
+        else:
+            display.table(title, *_as_table(letters | rank | accuracies))
+            display.table("Names", *_as_table(letters | names))
         display.table("Distance on the same images, and costs", *_as_table(letters | behind | costs))
         names = letters
     if scores:
