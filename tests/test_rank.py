@@ -248,6 +248,15 @@ def test_a_bug_is_not_taken_for_a_fault_of_a_backbone(
     assert invoke("rank", digits, "--runs-dir", tmp_path)[0] == 1
 
 
+def test_debug_shows_where_a_bug_is(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty_loading(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(pipeline, "load_backbone", faulty_loading)
+    told = CliRunner().invoke(app, ["rank", str(digits), "--runs-dir", str(tmp_path), "--debug"]).stderr
+    assert "Traceback" in told and "in faulty_loading" in told
+
+
 def test_where_none_can_be_ranked_it_exits_4_and_names_each(digits: Path, tmp_path: Path, invoke: Any) -> None:
     code, answer = invoke(
         "rank", digits, "--backbone", "resnet81", "--backbone", "vgg11:no.pth", "--runs-dir", tmp_path
