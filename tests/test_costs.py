@@ -47,3 +47,23 @@ def test_a_first_pass_that_takes_long_is_the_only_one() -> None:
 
     assert costs.images_per_s(compute, torch.zeros(10, 3, 2, 2, dtype=torch.uint8)) <= 10 / costs.MEASURED_S
     assert len(calls) == 1
+
+
+def test_a_view_of_a_parameter_may_go_from_module_to_module() -> None:
+    """As class tokens of some networks do. Who wants a gradient, wants one afterwards too."""
+
+    class Tokens(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.layer = torch.nn.Parameter(torch.ones(1, 4)), torch.nn.Linear(4, 5)
+            self.layer.bias.requires_grad_(False)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.layer(self.token.expand(len(images), -1))
+            return found
+
+    net = Tokens().eval()
+    assert costs.gflop(net, 8) == 2 * 4 * 5 / 1e9
+    assert {name: parameter.requires_grad for name, parameter in net.named_parameters()} == {
+        "token": True, "layer.weight": True, "layer.bias": False,
+    }  # fmt: skip

@@ -248,6 +248,15 @@ def test_a_bug_is_not_taken_for_a_fault_of_a_backbone(
     assert invoke("rank", digits, "--runs-dir", tmp_path)[0] == 1
 
 
+def test_debug_shows_where_a_bug_is(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty_loading(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(pipeline, "load_backbone", faulty_loading)
+    told = CliRunner().invoke(app, ["rank", str(digits), "--runs-dir", str(tmp_path), "--debug"]).stderr
+    assert "Traceback" in told and "in faulty_loading" in told
+
+
 def test_where_none_can_be_ranked_it_exits_4_and_names_each(digits: Path, tmp_path: Path, invoke: Any) -> None:
     code, answer = invoke(
         "rank", digits, "--backbone", "resnet81", "--backbone", "vgg11:no.pth", "--runs-dir", tmp_path
@@ -281,6 +290,18 @@ def test_an_image_that_cannot_be_read_stops_it_as_elsewhere_or_is_skipped(
     assert code == 3 and "2 unreadable samples" in answer["error"]
     code, answer = invoke(*words, "--set", "on_bad_sample=skip")
     assert (code, answer["n"], answer["skipped"]) == (0, 34, 2)
+
+
+def test_images_that_are_copies_of_others_are_counted_and_told(spec: Path, tmp_path: Path) -> None:
+    ants = tmp_path / "train" / "ants"
+    for i in (1, 2):
+        (ants / f"copy-{i}.png").write_bytes((ants / "0.png").read_bytes())
+    words = ("rank", spec, "--backbone", "resnet18:none", "--runs-dir", tmp_path / "runs")
+    text = shown(100, *words)
+    assert "2 images of 38 are copies of another" in text and "flatter" in text
+    (ants / "copy-1.png").unlink()
+    (ants / "copy-2.png").unlink()
+    assert "of another" not in shown(100, *words)
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
@@ -428,6 +449,26 @@ def test_weights_that_learnt_from_these_images_are_marked_and_not_advised(
     assert answer["advice"]["backbone"] in (rows[plain]["backbone"], None)
 
 
+def test_the_head_of_what_was_made_of_a_run_has_learnt_too_and_so_it_has_from_a_part_of_the_data(
+    digits: Path, tmp_path: Path, call: Any
+) -> None:
+    """Interpolated weights and an exported file, on fewer images of each class, and on another class of the same data
+    beside one that taught; not on classes that are all others."""
+    runs = ("--runs-dir", tmp_path / "runs")
+    tuned = call("finetune", digits, "--set", "epochs=1", *runs)["run"]
+    between = call("eval", tuned, "--interpolate", "0.5", *runs)["run"]
+    call("export", tuned, "--format", "torchvision")
+    made = [tuned, between, f"{tuned}/export/model.pth"]
+    words = [word for text in made for word in ("--backbone", text)]
+    for settings in (("target.train.per_class=6",), ("target.train.classes=[2, 5]",)):
+        answer = call("rank", digits, *words, *(w for text in settings for w in ("--set", text)), *runs)
+        assert len(answer["backbones"]) == 3 and all(row["learnt_from_these"] for row in answer["backbones"])
+        assert all("learnt these very labels" in row["empty"]["leep"] for row in answer["backbones"])
+        assert answer["advice"]["backbone"] is None
+    answer = call("rank", digits, *words, "--set", "target.train.classes=[5, 6]", *runs)
+    assert not any(row["learnt_from_these"] or row["empty"] for row in answer["backbones"])
+
+
 def test_a_backbone_that_is_pretrained_on_source_is_trained_first(tmp_path: Path, call: Any) -> None:
     (tmp_path / "s.yaml").write_text(
         SPEC.replace("{name: resnet18, weights: none}", "{name: resnet18, weights: source}").replace("workers: 0", "")
@@ -436,6 +477,7 @@ def test_a_backbone_that_is_pretrained_on_source_is_trained_first(tmp_path: Path
     answer = call("rank", tmp_path / "s.yaml", "--runs-dir", tmp_path / "runs")
     row = by_label(answer)["resnet18:source"]
     assert "-pretrain-" in row["origin"] and row["scores"]["leep"] is not None and row["weights"] == "source"
+    assert not row["learnt_from_these"]  # of the same data, but of other classes
 
 
 # -- what people see ----------------------------------------------------------------------------------
@@ -456,6 +498,16 @@ def test_tables_fit_80_columns_and_rows_have_letters_there(digits: Path, tmp_pat
     assert sum(line.strip().startswith("A ") for line in tables) == 3 and "mobilenet_v3_small:none" in text
     assert "not ranked: resnet81: " in text and "random weights have no head" in text
     assert text.splitlines()[-2].startswith("advice: ") and text.splitlines()[-1].startswith(str(tmp_path))
+
+
+def test_long_names_stand_apart_so_that_accuracies_stay_a_table(digits: Path, tmp_path: Path) -> None:
+    name = "resnet18-trained-for-a-hundred-epochs-on-other-digits.pth"
+    file = save_resnet18(tmp_path / name)
+    text = shown(80, "rank", digits, "--backbone", f"resnet18:{file}", "--backbone", "resnet18:none",
+                 "--runs-dir", tmp_path)  # fmt: skip
+    lines = text.split("in brackets")[0].splitlines()
+    assert max(map(len, lines)) <= 80 and not any(line.lstrip().startswith("k-NN, % ") for line in lines)
+    assert any(line.split()[0] in "AB" and line.split()[1:] == [name] for line in lines if line.strip())
 
 
 def test_a_wide_terminal_has_accuracies_and_costs_in_one_table(digits: Path, tmp_path: Path) -> None:

@@ -112,6 +112,14 @@ def test_none_is_advised_that_is_no_better_than_the_most_frequent_class() -> Non
     assert found.label is None and "50.0 %" in found.text
 
 
+def test_a_cheaper_one_that_is_no_better_than_the_most_frequent_class_is_not_advised_for_a_tie() -> None:
+    """Neither is shown to be worse than the other, but by the one alone something is learnt."""
+    learnt, cheap = entrant("learnt", 225, gflop=4), entrant("cheap", 215, gflop=0.1, first=30)
+    assert cheap.low < 0.5 < learnt.low and advised(learnt, cheap, majority=0.3).label == "cheap"
+    found = advised(learnt, cheap, majority=0.5)
+    assert found.label == "learnt" and "no other is shown to be better than" in found.text and "50.0 %" in found.text
+
+
 def test_what_has_learnt_from_the_samples_is_not_advised() -> None:
     seen, fair = entrant("seen", 400, barred=True), entrant("fair", 300)
     assert advised(seen, fair).label == "fair"

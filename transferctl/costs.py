@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,11 +39,25 @@ def gflop(backbone: Any, crop: int) -> float:
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # attention in one operation of its own is not counted: not this
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:  # nor the CPU's
+        with _constant(backbone), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:  # nor the CPU's
             backbone(torch.zeros(1, 3, crop, crop, device=device))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     return counter.get_total_flops() / 1e9
+
+
+@contextmanager
+def _constant(backbone: Any) -> Iterator[None]:
+    """Inside, no parameter wants a gradient: torch's counter would wait for that of a view of one (the class token of
+    PiT, say) that is handed from module to module, which has none."""
+    wanting = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    try:
+        for parameter in wanting:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in wanting:
+            parameter.requires_grad_(True)
 
 
 def images_per_s(compute: Callable[[Tensor], Tensor], images: Tensor) -> float:

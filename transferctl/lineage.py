@@ -8,14 +8,16 @@ from pathlib import Path
 from transferctl import jsontext, runs, yamlfile
 from transferctl.data import Split
 from transferctl.errors import SpecError
+from transferctl.settings import DataSettings
 from transferctl.spec import Spec, WeightsFile
 
 MOST_RUNS = 50  # that follow from each other
+CHOICE = {"classes", "per_class", "exclude", "outside"}  # settings that take some samples of the same data
 
 
 @dataclass(frozen=True)
 class Learnt:
-    """backbone, head: whether these samples, or others of the same folder, taught them."""
+    """backbone, head: whether these samples, or others of the same data, taught them."""
 
     backbone: bool = False
     head: bool = False
@@ -23,21 +25,35 @@ class Learnt:
 
 def learnt_from(spec: Spec, train: Split) -> Learnt:
     """Of the spec's backbone.weights: the run that they are of, the run that this one started from, and so on."""
-    fingerprint, found, first = train.fingerprint(), Learnt(), _weights_run(spec)
-    run = first
+    fingerprint, found, has_its_head = train.fingerprint(), Learnt(), True
+    run = _weights_run(spec)
     for _ in range(MOST_RUNS):
         if run is None:
             break
         verb, there = runs.verb_of(run), _spec_of(run)
         seen = runs.data_fingerprints(run)
-        same_target = there is not None and there.target.train == spec.target.train
-        target = fingerprint == seen.get("target.train") or same_target
-        source = fingerprint == seen.get("source.train")
+        target, source = (seen.get(f"{domain}.train") == fingerprint for domain in ("target", "source"))
+        if there is not None:
+            target = target or _shares_samples(there.target.train, spec.target.train)
+            source = source or (there.source is not None and _shares_samples(there.source.train, spec.target.train))
         by_backbone = (verb == "finetune" and target) or (verb in ("finetune", "pretrain") and source)
-        by_head = run == first and (by_backbone or (verb == "extract" and target))
+        by_head = has_its_head and (by_backbone or (verb == "extract" and target))
         found = Learnt(found.backbone or by_backbone, found.head or by_head)
+        has_its_head = has_its_head and verb == "eval"  # interpolated weights have the head that was evaluated
         run = _before(run, there, verb)
     return found
+
+
+def _shares_samples(one: DataSettings, other: DataSettings) -> bool:
+    """Whether they choose from the same data, unless it is by classes of which they have none in common."""
+    if one.classes and other.classes and not {*one.classes} & {*other.classes}:
+        return False
+    return _unchosen(one) == _unchosen(other)
+
+
+def _unchosen(data: DataSettings) -> DataSettings:
+    choice = {name: field.default for name, field in type(data).model_fields.items() if name in CHOICE}
+    return data.model_copy(update=choice)
 
 
 def _before(run: Path, spec: Spec | None, verb: str | None) -> Path | None:
@@ -51,7 +67,11 @@ def _before(run: Path, spec: Spec | None, verb: str | None) -> Path | None:
 
 
 def _weights_run(spec: Spec) -> Path | None:
-    return spec.backbone.weights.path if isinstance(spec.backbone.weights, WeightsFile) else None
+    """The run that the weights are of; of a file in a run's folder, which `export` writes there, that run."""
+    if not isinstance(spec.backbone.weights, WeightsFile):
+        return None
+    path = spec.backbone.weights.path
+    return next((folder for folder in (path, *path.parents) if runs.verb_of(folder) is not None), None)
 
 
 def _spec_of(run: Path) -> Spec | None:

@@ -38,7 +38,7 @@ USED = {
 OF_STAGE_0 = {"source", "pretrain"}
 INSTEAD = "leave the class out with target.train.classes"
 PLOT = "rank.svg"
-REASON_LENGTH = 300  # characters
+REASON_LENGTH = 1000  # characters
 
 
 def run(spec: Spec, texts: Sequence[str], runs_dir: Path, display: Display) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def _finish(folder: Run, assessed: Sequence[Assessed], display: Display) -> None
     failed = folder.summary["failed"]
     if not assessed:
         reasons = "\n".join(f"{label}: {reason}" for label, reason in failed.items())
-        raise CheckpointError(f"none of {counted(len(failed), 'backbone')} can be ranked:\n{reasons}")
+        raise CheckpointError(f"no backbone can be ranked:\n{reasons}")
     entrants = [_entrant(one) for one in assessed]
     order = standing.order(entrants)
     ordered, entrants = [assessed[i] for i in order], [entrants[i] for i in order]
@@ -140,6 +140,7 @@ def _finish(folder: Run, assessed: Sequence[Assessed], display: Display) -> None
     advice = standing.advise(entrants, folder.summary["majority"])
     best = ordered[0].probe
     folder.summary |= {
+        "copies": ordered[0].copies,
         "accuracy": best.value, "accuracy_low": best.low, "accuracy_high": best.high, "split": "probe",
         "backbones": [ranktables.in_json(one, place) for one, place in zip(ordered, standings, strict=True)],
         "advice": {"backbone": advice.label, "text": advice.text},

@@ -22,7 +22,8 @@ Columns = dict[str, list[str]]
 
 def show(ordered: Sequence[Assessed], places: Sequence[Standing], facts: Mapping[str, Any], display: Display) -> None:
     """Accuracies, costs and scores, then what is left out and why. One table of accuracies and costs where it fits;
-    else several, whose rows have letters. facts: the summary's n, classes, folds, majority and failed."""
+    else several, whose rows have letters; long names then have one of their own. facts: the summary's n, classes,
+    folds, majority, copies and failed."""
     sizes = sorted({one.costs.crop for one in ordered})
     at = f" at {sizes[0]} px" if len(sizes) == 1 else ""
     title = f"Backbones by a linear probe: {counted(facts['n'], 'image')} of target.train{at}, "
@@ -35,7 +36,11 @@ def show(ordered: Sequence[Assessed], places: Sequence[Standing], facts: Mapping
         display.table(title, *_as_table(whole))
     else:
         letters = {"": [_letter(i) for i in range(len(ordered))]}
-        display.table(title, *_as_table(letters | rank | names | accuracies))
+        if display.fits(*_as_table(with_names := letters | rank | names | accuracies)):
+            display.table(title, *_as_table(with_names))
+        else:
+            display.table(title, *_as_table(letters | rank | accuracies))
+            display.table("Names", *_as_table(letters | names))
         display.table("Distance on the same images, and costs", *_as_table(letters | behind | costs))
         names = letters
     if scores:
@@ -114,6 +119,11 @@ def _remarks(ordered: Sequence[Assessed], facts: Mapping[str, Any]) -> list[str]
         grouped.setdefault((", ".join(columns), reason), []).append(label)
     lines = ["in brackets: 95 % intervals; GFLOP: of an image, 2 a multiply-add; images/s: here, decoding apart"]
     lines.append(f"always naming the most frequent class would be right on {100 * facts['majority']:.1f} %")
+    if copies := facts["copies"]:
+        lines.append(
+            f"{counted(copies, 'image')} of {facts['n']:,} {'is a copy' if copies == 1 else 'are copies'} of another; "
+            "what was seen in one fold is asked in the next, so that all accuracies flatter: leave one of each"
+        )
     lines += [f"no {columns} of {shown(labels, 20)}: {reason}" for (columns, reason), labels in grouped.items()]
     if learnt := [one.label for one in ordered if one.learnt]:
         lines.append(f"† {shown(learnt, 20)}: learnt from these very images, so that accuracies and scores flatter")

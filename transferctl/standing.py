@@ -94,20 +94,20 @@ def advise(ordered: Sequence[Entrant], majority: float) -> Advice:
     if len(fair) == 1:
         text = f"take {fair[0].label}, at {_percent(fair[0])}: there is no other to compare it with"
         return Advice(fair[0].label, text)
-    return _among(fair)
+    return _among(fair, majority)
 
 
-def _among(fair: Sequence[Entrant]) -> Advice:
-    """Of those that are not worse than the first, as far as the samples tell, the cheapest; of such as cost the same
-    the one that k-NN speaks for too."""
+def _among(fair: Sequence[Entrant], majority: float) -> Advice:
+    """Of those that have learnt something and are not worse than the first, as far as the samples tell, the cheapest;
+    of such as cost the same the one that k-NN speaks for too."""
     best, n = fair[0], len(fair[0].right)
-    tied = [one for one in fair if not _is_worse(one, best)]
+    tied = [one for one in fair if one.low > majority and not _is_worse(one, best)]
     least = min(one.gflop for one in tied)
     chosen = max((one for one in tied if ALIKE * one.gflop <= least), key=lambda one: one.both)
     if len(tied) == len(fair):
         text = _all_tie(best, fair[-1], chosen, n, len(fair))
     elif len(tied) == 1:
-        text = f"take {best.label}, at {_percent(best)}: {_surely(best, fair[1])}"
+        text = f"take {best.label}, at {_percent(best)}: {_alone(best, fair[1], majority)}"
     elif chosen is best:
         reason = f"the first of {len(tied)} that {n:,} images cannot tell apart, none of them much cheaper"
         text = f"take {best.label}, at {_percent(best)}: {reason}"
@@ -149,8 +149,10 @@ def _difference(one: Entrant, best: Entrant) -> str:
     return f"{value:+.1f} points, {low:+.1f} to {high:+.1f}"
 
 
-def _surely(best: Entrant, second: Entrant) -> str:
-    return f"the next, {second.label}, is behind on the same images ({_difference(second, best)})"
+def _alone(best: Entrant, second: Entrant, majority: float) -> str:
+    if _is_worse(second, best):
+        return f"the next, {second.label}, is behind on the same images ({_difference(second, best)})"
+    return f"no other is shown to be better than always naming the most frequent class ({100 * majority:.1f} %)"
 
 
 def _all_tie(best: Entrant, last: Entrant, chosen: Entrant, n: int, number: int) -> str:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torchvision import models
 
+from transferctl import plugins
 from transferctl.backbones import torchvision as library
 from transferctl.backbones.torchvision import _network
 from transferctl.preprocess import evaluation_image, normalise
@@ -75,3 +76,19 @@ def test_published_weights_that_undo_the_presets_normalisation_see_what_they_wer
         expected = whole(preset(image)[None])
         got = head.eval()(backbone.eval()(normalise(evaluation_image(image, ours)[None], ours)))
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+
+
+@pytest.mark.parametrize("method", ["__init__", "forward"])
+@pytest.mark.parametrize("name", plugins.names("backbones"))
+def test_memory_that_runs_out_is_not_taken_for_a_size_that_a_network_cannot_take(
+    name: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any library, in building the network and in looking at an image."""
+    pytest.importorskip(name)
+
+    def hungry(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch.nn.Conv2d, method, hungry)
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        plugins.load("backbones", name).build("resnet18", image_size=64)

@@ -21,7 +21,7 @@ from transferctl.backbones import _timm_published, _timm_weights
 from transferctl.backbones._timm_published import Published
 from transferctl.backbones._timm_stages import Cut, Seen, cut, observe
 from transferctl.contracts import Features, Stage
-from transferctl.errors import SpecError
+from transferctl.errors import SpecError, is_out_of_memory
 from transferctl.preprocess import Preprocessing
 from transferctl.wording import counted, one_line, shown
 
@@ -64,6 +64,8 @@ def build(
         message = f"timm's {name} cannot be used here: {one_line(error, 160)}"
         raise SpecError.at("backbone.name", message) from None
     except _TROUBLE as error:
+        if is_out_of_memory(error):
+            raise
         raise _wrong_size(name, image_size, error) from None
     layers = _take_classifiers(net)
     head = PretrainedHead(layers) if layers else None
@@ -111,6 +113,8 @@ def _network(name: str, outputs: int, image_size: int, *, pretrained: bool = Fal
                     raise
                 return timm.create_model(name, **arguments)
         except _TROUBLE as error:
+            if is_out_of_memory(error):
+                raise
             raise _wrong_size(name, image_size, error) from None
 
 

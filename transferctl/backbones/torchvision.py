@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from transferctl import weights
 from transferctl.contracts import Features, Stage
-from transferctl.errors import CheckpointError, SpecError
+from transferctl.errors import CheckpointError, SpecError, is_out_of_memory
 from transferctl.leantorchvision import torchvision
 from transferctl.preprocess import Preprocessing
 
@@ -75,6 +75,8 @@ def _network(name: str, outputs: int, image_size: int) -> nn.Module:
             warnings.simplefilter("ignore")
             net: nn.Module = models.get_model(name, weights=None, **arguments)
     except (ValueError, RuntimeError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise
         raise _wrong_size(name, image_size, error) from None
     return net
 
@@ -170,6 +172,8 @@ class TorchvisionBackbone(nn.Module):
             with torch.no_grad():
                 pooled = self(torch.zeros(1, 3, self.image_size, self.image_size)).pooled
         except (RuntimeError, ValueError, AssertionError) as error:
+            if is_out_of_memory(error):
+                raise
             raise _wrong_size(self.name, self.image_size, error) from None
         self.train(training)
         return int(pooled.shape[1])

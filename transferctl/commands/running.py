@@ -106,8 +106,8 @@ def _handled(
             error = file.locate(error)
         code, message = ending(error)
         numbers = getattr(error, "summary", {})
-    if debug:
-        traceback.print_exc()
+        if debug:
+            traceback.print_exc()
     fail(display, code, message, numbers)
 
 
