@@ -18,6 +18,7 @@ from transferctl import checkpoint, finetune, images, members, training, yamlfil
 from transferctl.errors import Terminated
 from transferctl.sweeps import methods, schedule, space
 from transferctl.sweeps.space import Member
+from transferctl.sweeps.study import Study
 
 Invoke = Callable[..., tuple[int, dict[str, Any]]]
 
@@ -270,6 +271,44 @@ def test_optuna_learns_from_what_settings_have_scored_and_goes_on_after_a_stop(
     assert told == pytest.approx(means) and len(told) == 2
 
 
+def test_optuna_tries_no_setting_twice_and_ends_when_there_are_no_others(sweep: Invoke) -> None:
+    """Twice the same would be taken for repeats of a setting, which agree to the bit."""
+    pytest.importorskip("optuna")
+    whole = ("--over", "batch_size=10:11", "--over", "head.hidden=[],[4]")  # four settings
+    code, answer = sweep("--verb", "extract", *whole, "--set", "epochs=1", "--method", "optuna", "--trials", 5)
+    assert code == 0 and len(answer["settings"]) == 4
+    assert all(len(one["members"]) == 1 and one["accuracy_sd"] is None for one in answer["settings"])
+
+
+def test_what_optuna_said_of_a_member_is_what_it_says_once_the_member_has_gone_back_some_epochs(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("optuna")
+    study = Study(tmp_path, 0)
+    assert all(study.goes_on(1, epochs, 0.9) for epochs in (1, 2, 3))
+    assert [study.goes_on(2, epochs, accuracy) for epochs, accuracy in ((1, 0.95), (2, 0.5), (3, 0.5))] == [
+        True, True, False
+    ]  # fmt: skip
+    again = Study(tmp_path, 0)
+    assert [again.goes_on(2, epochs, 0.5) for epochs in (1, 2, 3)] == [True, True, False]
+
+
+def test_a_score_that_was_told_before_a_kill_and_not_judged_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optuna = pytest.importorskip("optuna")
+    study = Study(tmp_path, 0)
+    assert study.goes_on(1, 1, 0.9)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(optuna.trial.Trial, "should_prune", interrupted)
+        study.goes_on(2, 1, 0.1)
+    assert not Study(tmp_path, 0).goes_on(2, 1, 0.1)
+
+
+def interrupted(*given: Any) -> bool:
+    raise KeyboardInterrupt
+
+
 def test_pruned_members_are_finished_runs_that_say_when_and_are_not_picked(sweep: Invoke, invoke: Invoke) -> None:
     pytest.importorskip("optuna")
     network = ("--set", "backbone.name=resnet18", "--set", "batch_size=4", "--set", "epochs=8")
@@ -428,6 +467,21 @@ def test_a_book_that_cannot_be_used_is_one_clear_error(
     assert code == 4 and answer["error"].endswith("; sweep anew") and "sweep.json" in answer["error"]
 
 
+def test_a_journal_that_cannot_be_read_is_one_clear_error(
+    spec: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna")
+    asked = ("sweep", spec, *EXTRACT, "--over", ALPHAS, "--method", "optuna", "--trials", 2)
+    assert stopped(1, Terminated(), monkeypatch, invoke, *asked) == 143
+    with monkeypatch.context() as patch:
+        patch.setattr("transferctl.sweeps.study.find_spec", lambda name: None)
+        code, answer = invoke("sweep", "--resume", the_sweep())
+        assert code == 2 and answer["error"].endswith("pip install 'transferctl[sweep]'")
+    (the_sweep() / "optuna.journal").write_text('{"of": "another program"}\n')
+    code, answer = invoke("sweep", "--resume", the_sweep())
+    assert code == 4 and "optuna.journal: cannot be read" in answer["error"]
+
+
 @pytest.mark.parametrize("option", ["--over=lambda=1", "--method=random", "--trials=3", "--prune", "--verb=extract"])
 def test_a_sweep_that_is_resumed_takes_no_other_members(option: str, spec: Path, invoke: Invoke) -> None:
     code, answer = invoke("sweep", "--resume", spec.parent, option)
@@ -489,6 +543,21 @@ def test_a_worker_that_is_killed_costs_its_member_alone_and_the_sweep_does_not_h
     assert answer["exit_code"] == 0 and answer["members"] == {"finished": 1, "failed": 1}
     (error,) = (row["error"] for one in answer["settings"] for row in one["members"] if row["state"] == "failed")
     assert error.startswith("its process was killed (signal 9)")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for child processes in /proc")
+def test_ctrl_c_while_workers_still_import_shows_no_traceback(spec: Path) -> None:
+    arguments = ["sweep", spec, "--over", "optimizer.lr=0.001,0.01", "--jobs", "2"]
+    command = [sys.executable, "-m", "transferctl", *map(str, arguments)]
+    pipes: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "start_new_session": True}
+    with subprocess.Popen(command, **pipes) as process:
+        give_up = time.monotonic() + 60
+        while not _workers(process.pid) and time.monotonic() < give_up:
+            time.sleep(0.01)
+        time.sleep(0.2)  # they have come to where Python would raise KeyboardInterrupt
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+        told = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 130 and "Traceback" not in told and "to go on with it" in told
 
 
 # -- what else reads the folder -----------------------------------------------------------------------

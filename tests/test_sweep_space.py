@@ -104,6 +104,8 @@ def test_a_grid_is_every_combination_and_refuses_ranges_with_the_way_to_write_po
     assert not methods.problems(axes_of("optimizer.lr=0.001:0.1"), "random", 5, prune=False)
     assert "more than the 1,000" in str(methods.problems(axes_of("epochs=1:999:1", "seed=0,1"), "grid", 0, prune=False))
     assert "only 2 settings" in str(methods.problems(axes_of("lambda=1,2"), "random", 3, prune=False))
+    assert "--method optuna" in str(methods.problems(axes_of("lambda=1,2"), "optuna", 3, prune=False))
+    assert [methods.trials_of(axes_of(over), None) for over in ("lambda=1,2", "epochs=1:9", "seed=1,2")] == [2, 20, 1]
     assert "has no mean" in str(methods.problems(axes_of("lambda=1,2", "seed=0,1"), "grid", 0, prune=True))
 
 

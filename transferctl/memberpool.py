@@ -1,7 +1,8 @@
 """Members side by side, each in a process of its own: processes stay, and take one member after the other.
 
-Down a pipe go tasks, answers to "does it go on?" and the word to stop; up come epochs, warnings and outcomes. A process
-that finds its pipe closed has lost the one that started it: it saves its run and ends.
+Down a pipe go tasks, answers to "does it go on?" and the word to stop; up come the word that a process has begun, then
+epochs, warnings and outcomes. A process that finds its pipe closed has lost the one that started it: it saves its run
+and ends.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -26,7 +28,7 @@ from transferctl import members, signals
 from transferctl.errors import ExitCode, ending
 from transferctl.members import Outcome, Task
 
-STOP = "stop"
+STOP, BEGUN = "stop", "begun"
 GONE = (EOFError, OSError)  # what a pipe says whose other end is closed
 
 
@@ -94,12 +96,15 @@ class Pool:
 
     def _heard(self, worker: _Worker) -> list[Event]:
         try:
-            event: Event = worker.pipe.recv()
+            event: Event | str = worker.pipe.recv()
         except GONE:
             self._workers.remove(worker)
             worker.process.join()
             worker.pipe.close()
             return [] if worker.number is None else [Ended(worker.number, _killed(worker.process.exitcode))]
+        if isinstance(event, str):
+            worker.has_begun = True
+            return []
         if isinstance(event, Ended):
             worker.number = None
         return [event]
@@ -113,6 +118,8 @@ class Pool:
         """Running members save themselves, as at a signal; a second signal to this process kills them all."""
         for worker in self._workers:
             worker.tell(STOP)
+            if not worker.has_begun and not worker.pipe.poll():
+                worker.process.kill()  # it still imports, which takes seconds, and has nothing to save
         for worker in self._workers:
             worker.drain()
             worker.process.join()
@@ -126,14 +133,15 @@ def _killed(code: int | None) -> Outcome:
 
 
 class _Worker:
-    """number: of the member that it runs."""
+    """number: of the member that it runs; has_begun: whether it is known to take tasks."""
 
     def __init__(self, threads: int, log: Path):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.number: int | None = None
+        self.has_begun = False
         self.process: SpawnProcess = context.Process(target=_serve, args=(theirs, threads, log))
-        with signals.held():  # one that was started is known, and stopped
+        with signals.held(), _interrupts_blocked():  # one that was started is known, and stopped
             self.process.start()
         theirs.close()
 
@@ -148,6 +156,18 @@ class _Worker:
                 self.pipe.recv()
 
 
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """A process that is started inside has SIGINT blocked, until it ignores it: while it still imports, Ctrl-C would
+    end it with a traceback. To this one it comes at the end."""
+    resource_tracker.ensure_running()  # which starts with the first process, and unblocks it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 # -- in the process ---------------------------------------------------------------------------------------
 
 
@@ -160,7 +180,10 @@ def _serve(pipe: Connection, threads: int, log: Path) -> None:
             os.dup2(file.fileno(), stream)
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the starting process passes on one
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     mail: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    with suppress(*GONE):
+        pipe.send(BEGUN)
     try:
         with signals.handled():
             threading.Thread(target=_listen, args=(pipe, mail), daemon=True).start()

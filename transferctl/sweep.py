@@ -29,6 +29,7 @@ from transferctl.runs import Run
 from transferctl.spec import Spec
 from transferctl.sweeps import book as books
 from transferctl.sweeps import methods, rows, show, work
+from transferctl.sweeps import study as studies
 from transferctl.sweeps.book import Asked, Book
 from transferctl.sweeps.rows import Row, Setting
 from transferctl.sweeps.space import SEED, Member
@@ -59,6 +60,7 @@ def run(
     if problems := faults(file.path, file.overrides, [] if asked.method == "grid" else planned):
         raise errors.SpecError(problems)  # those of a grid are known to be whole
     _refuse_unused(asked, specs)
+    studies.refuse_missing(asked.method, prune=asked.prune)
     tracking.refuse_missing(file.spec)
     total = asked.trials * len(methods.split(asked.axes)[1]) if asked.method == "optuna" else len(planned)
     _say(file.spec, asked, total, display)

@@ -40,7 +40,7 @@ def sweep(
     over: Annotated[list[str] | None, typer.Option("--over", metavar="KEY=VALUES", help=OVER)] = None,
     verb: Annotated[str, typer.Option("--verb", help="What members do: finetune or extract.", autocompletion=lambda: VERBS)] = "finetune",  # noqa: E501
     method: Annotated[str, typer.Option("--method", help="grid: all combinations; random: --trials of them, or of ranges; optuna: TPE proposes each by what the others scored.", autocompletion=lambda: ["grid", "random", "optuna"])] = "grid",  # noqa: E501
-    trials: Annotated[int | None, typer.Option("--trials", metavar="N", min=1, help="Settings to draw, with random and optuna; default: 20.", show_default=False)] = None,  # noqa: E501
+    trials: Annotated[int | None, typer.Option("--trials", metavar="N", min=1, help="Settings to draw, with random and optuna; default: 20, or all there are.", show_default=False)] = None,  # noqa: E501
     jobs: Annotated[int, typer.Option("--jobs", metavar="N", min=1, help="Members at a time, each in a process of its own with its share of the threads.")] = 1,  # noqa: E501
     prune: Annotated[bool, typer.Option("--prune", help="ASHA: end members early that are not among the best third after 1, 3, 9 … epochs.")] = False,  # noqa: E501
     set_: SetOption = None, runs_dir: RunsDirOption = RUNS, resume: ResumeOption = None, json: JsonOption = False,
@@ -68,19 +68,17 @@ def sweep(
         return _new(spec)
 
     def _new(spec: Path) -> SpecFile:
-        from transferctl.sweeps import methods, space, specs, study
+        from transferctl.sweeps import methods, space, specs
 
         one_of("--verb", verb, VERBS)
         one_of("--method", method, [*methods.METHODS])
         if method == "grid" and trials is not None:
             raise usage("--trials", "is for --method random or optuna; a grid has as many members as it has points")
         found, problems = space.parse(over or [], set_ or [])
-        problems += methods.problems(found, method, trials or methods.TRIALS, prune=prune)
+        problems += methods.problems(found, method, methods.trials_of(found, trials), prune=prune)
         problems += specs.faults(spec, set_ or [], specs.corners(found))
         if problems:
             raise SpecError(problems)
-        if method == "optuna" or prune:
-            study.refuse_missing("--method optuna" if method == "optuna" else "--prune")
         axes.extend(found)
         return load_spec(spec, set_)
 
@@ -95,7 +93,7 @@ def sweep(
             return dict(resumed.finished)
         if resumed is not None:
             return sweep.run(file, None, resumed.run.parent, display, jobs=jobs, resumed=resumed)
-        drawn = 0 if method == "grid" else trials or methods.TRIALS
+        drawn = 0 if method == "grid" else methods.trials_of(axes, trials)
         asked = Asked(verb, axes, method, drawn, prune, file.spec.seed)
         return sweep.run(file, asked, runs_dir, display, jobs=jobs)
 

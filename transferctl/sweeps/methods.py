@@ -23,6 +23,11 @@ def split(axes: Sequence[Axis]) -> tuple[list[Axis], tuple[str, ...]]:
     return [axis for axis in axes if axis.key != SEED], seeds[0] if seeds else ("",)
 
 
+def trials_of(axes: Sequence[Axis], asked: int | None) -> int:
+    """How many settings to draw: those asked for, or as many as there are, up to a number."""
+    return asked or min(TRIALS, possible(split(axes)[0]))
+
+
 def problems(axes: Sequence[Axis], method: str, trials: int, *, prune: bool) -> list[Problem]:
     """Pruning among repeats; a grid over what has no points; more members, or settings to draw, than there can be."""
     varied, seeds = split(axes)
@@ -33,9 +38,9 @@ def problems(axes: Sequence[Axis], method: str, trials: int, *, prune: bool) -> 
     whole = math.prod(len(axis.texts) for axis in varied if isinstance(axis, Points))
     if method == "grid" and ranges:
         return [without_points(axis, "a grid takes points") for axis in ranges]
-    if method == "random" and not ranges and trials > whole:
+    if method != "grid" and not ranges and trials > whole:
         message = f"there {'is' if whole == 1 else 'are'} only {counted(whole, 'setting')} to draw from; "
-        return [Problem("", f"{message}leave out --method random for all of them", f"--trials {trials}")]
+        return [Problem("", f"{message}leave out --method {method} for all of them", f"--trials {trials}")]
     if (total := (whole if method == "grid" else trials) * len(seeds)) > MOST:
         fewer = "take fewer values, or --method random --trials N" if method == "grid" else "take fewer trials"
         return [Problem("", f"{total:,} members are more than the {MOST:,} of a sweep; {fewer}", "--over")]
@@ -54,6 +59,7 @@ def random(axes: Sequence[Axis], trials: int, seed: int) -> Iterator[Settings]:
     """Different ones, each drawn evenly. The first n of more trials are those of n trials."""
     import numpy as np
 
+    trials = min(trials, possible(axes))
     seen: set[tuple[str, ...]] = set()
     for draw in range(trials * DRAWS_A_TRIAL):
         drawn = _drawn(axes, np.random.default_rng([seed, draw]).random(len(axes)).tolist())
@@ -63,6 +69,15 @@ def random(axes: Sequence[Axis], trials: int, seed: int) -> Iterator[Settings]:
         yield drawn
         if len(seen) == trials:
             return
+
+
+def possible(axes: Sequence[Axis]) -> int:
+    """How many settings there are, or a number larger than any sweep."""
+    counts = [
+        len(axis.texts) if isinstance(axis, Points) else int(axis.high - axis.low) + 1 if axis.is_whole else MOST + 1
+        for axis in axes
+    ]
+    return math.prod(counts)
 
 
 def _drawn(axes: Sequence[Axis], parts: Sequence[float]) -> Settings:

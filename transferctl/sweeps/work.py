@@ -14,7 +14,7 @@ from transferctl import errors, members, signals
 from transferctl.display import Display
 from transferctl.errors import ExitCode
 from transferctl.memberpool import Ended, Epoch, Event, Pool
-from transferctl.members import Outcome, Task
+from transferctl.members import Outcome, Say, Task
 from transferctl.sweeps import methods, show
 from transferctl.sweeps.book import Book
 from transferctl.sweeps.rows import Row, Setting
@@ -109,7 +109,13 @@ class Work:
         index = len(self.book.members) // len(seeds)
         if asked.method != "optuna" or self.study is None or index >= asked.trials:
             return
-        settings = self.study.propose(index, self._axes)
+        tried = {frozenset(member.setting) for member in self.book.members}
+        settings = self.study.propose(index, self._axes, tried)
+        if settings is None:
+            self._say_once(
+                self.display.note, f"Optuna proposes no other settings than the {len(tried)} that were tried"
+            )
+            return
         found = methods.repeated(settings, seeds, asked.axes, len(self.book.members) + 1)
         with signals.held():
             self.book.members += found
@@ -140,7 +146,7 @@ class Work:
 
     def _total(self) -> int:
         asked = self.book.asked
-        return asked.trials * len(self._seeds) if asked.trials else len(self.book.members)
+        return asked.trials * len(self._seeds) if asked.method == "optuna" else len(self.book.members)
 
     def _varies_images(self) -> bool:
         return any(axis.key.split(".")[0] in IMAGES_DEPEND_ON for axis in self.book.asked.axes)
@@ -160,9 +166,12 @@ class Work:
 
     def _warn(self, text: str) -> None:
         """What several members warn of is told once."""
+        self._say_once(self.display.warn, text)
+
+    def _say_once(self, say: Say, text: str) -> None:
         if text not in self._said:
             self._said.add(text)
-            self.display.warn(text)
+            say(text)
 
 
 def all_failed(rows: Sequence[Row], problems: Sequence[errors.Problem]) -> errors.TransferctlError:
