@@ -24,6 +24,7 @@ MOST_RATE_STEPS = 2  # in one direction
 WEIGHTS = (0.3, 1.0, 3.0)  # λ
 ROUNDING = 1e-9  # accuracies are fractions
 FEWEST_ROUNDS = 2  # seeds, for a claim: one says nothing of what another would give
+ENOUGH_ROUNDS = 3  # that time is kept for: Student's interval over two seeds is as wide as twelve standard errors
 
 
 @dataclass(frozen=True)

@@ -114,14 +114,14 @@ def _no_time(asked: Asked, candidate: Candidate, measured: Sequence[Measured]) -
     if len(measured) < ALWAYS:
         return ""
     again = _round_s(asked, [one.candidate for one in strategies.contenders(measured)])
-    return f"{told}; what is left is for confirming" if expected + strategies.FEWEST_ROUNDS * again > left else ""
+    return f"{told}; what is left is for confirming" if expected + strategies.ENOUGH_ROUNDS * again > left else ""
 
 
 def least_s(asked: Asked) -> float:
-    """How long the trials take that are always made, and to confirm them with as many seeds as a claim takes."""
+    """How long the trials take that are always made, and to confirm them with enough seeds."""
     proposals = strategies.candidates(asked.space)
     first = [next(proposals), *(proposals.send(None) for _ in range(ALWAYS - 1))]
-    return sum(map(asked.seconds, first)) + strategies.FEWEST_ROUNDS * _round_s(asked, first)
+    return sum(map(asked.seconds, first)) + strategies.ENOUGH_ROUNDS * _round_s(asked, first)
 
 
 def _round_s(asked: Asked, contending: Sequence[Candidate]) -> float:
@@ -141,8 +141,8 @@ def confirm(
 ) -> list[Mapping[str, Round]]:
     """All contenders again with other seeds, as many as there is time for, on validation images that did not choose:
     of each seed what each got right, by its name. A seed keys all that is random, stage 0 too. The last of them gives
-    way where there is no time for all with as many seeds as a claim takes."""
-    if len(contending) > 2 and strategies.FEWEST_ROUNDS * _round_s(asked, contending) > asked.clock.left_s:
+    way where there is no time for all with enough of them."""
+    if len(contending) > 2 and strategies.ENOUGH_ROUNDS * _round_s(asked, contending) > asked.clock.left_s:
         asked.display.note(f"{contending[-1].words}: no time to confirm it too")
         contending = contending[:-1]
     rounds: list[Mapping[str, Round]] = []
