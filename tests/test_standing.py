@@ -15,13 +15,13 @@ from transferctl.standing import Advice, Entrant
 
 def entrant(
     label: str, hits: int, n: int = 400, *, gflop: float = 1.0, first: int = 0, neighbours: float | None = None,
-    barred: bool = False,
+    barred: bool = False, random: bool = False,
 ) -> Entrant:  # fmt: skip
     """Right on `hits` samples from the `first` on."""
     right = np.zeros(n, dtype=bool)
     right[first : first + hits] = True
     share = Share.of(right)
-    return Entrant(label, right, share.low, share.high, gflop, 100 / gflop, neighbours, barred)
+    return Entrant(label, right, share.low, share.high, gflop, 100 / gflop, neighbours, barred, random)
 
 
 def advised(*entrants: Entrant, majority: float = 0.1) -> Advice:
@@ -64,6 +64,15 @@ def test_the_distance_to_the_first_is_paired() -> None:
 def test_one_that_is_surely_the_best_is_taken_with_the_distance_to_the_next() -> None:
     found = advised(entrant("big", 380, gflop=50), entrant("small", 200, gflop=1))
     assert found.label == "big" and "small, is behind" in found.text and "-45.0 points" in found.text
+
+
+def test_random_weights_are_taken_where_they_are_shown_to_be_better_alone() -> None:
+    tied = advised(entrant("random", 345, random=True, gflop=0.5), entrant("pretrained", 340, first=20))
+    assert tied.label == "pretrained" and "random, has random weights" in tied.text
+    behind = advised(entrant("random", 340, random=True, gflop=0.5, first=20), entrant("pretrained", 345))
+    assert behind.label == "pretrained" and "random ties with it (-1.3 points" in behind.text
+    assert advised(entrant("random", 380, random=True), entrant("pretrained", 200)).label == "random"
+    assert advised(entrant("random", 380, random=True), entrant("other", 379, random=True)).label == "random"
 
 
 def test_a_cheaper_one_is_taken_that_is_not_shown_to_be_worse() -> None:

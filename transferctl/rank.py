@@ -157,5 +157,13 @@ def _entrant(one: Assessed) -> Entrant:
     neighbours = one.knn.value if one.knn else None
     cost = one.costs
     return Entrant(
-        one.label, one.right, one.probe.low, one.probe.high, cost.gflop, cost.images_per_s, neighbours, one.learnt
+        one.label,
+        one.right,
+        one.probe.low,
+        one.probe.high,
+        cost.gflop,
+        cost.images_per_s,
+        neighbours,
+        one.learnt,
+        random=one.candidate.settings.weights == "none",
     )
