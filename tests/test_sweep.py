@@ -122,7 +122,7 @@ def test_seeds_are_repeats_of_a_setting_which_is_picked_by_their_mean(sweep: Inv
     answer = sweep(*EXTRACT, "--over", "head.regularisation=0.001,1", "--over", "seed=0,1,2")[1]
     for one in answer["settings"]:
         accuracies = [row["accuracy"] for row in one["members"]]
-        assert [row["seed"] for row in one["members"]] == ["0", "1", "2"]
+        assert [row["seed"] for row in one["members"]] == [0, 1, 2]
         assert one["accuracy"] == pytest.approx(sum(accuracies) / 3)
         variance = sum((value - one["accuracy"]) ** 2 for value in accuracies) / 2
         assert one["accuracy_sd"] == pytest.approx(variance**0.5)
@@ -165,6 +165,54 @@ def test_a_broken_image_stops_the_sweep_at_its_first_member(
     data = ("--set", f"target={{train: {tmp_path}/train, val: 0.5}}")
     code, answer = sweep(*EXTRACT, "--over", ALPHAS, *data)
     assert code == 3 and answer["error"].count(str(broken)) == 1 and answer["members"] == {"failed": 1, "missing": 2}
+
+
+def test_a_sweep_that_a_broken_image_stopped_goes_on_with_all_members_once_it_is_mended(
+    sweep: Invoke, invoke: Invoke, tmp_path: Path, image_folder: Callable[..., Path]
+) -> None:
+    broken = image_folder("train", ants=6, bees=6) / "ants" / "3.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(b"no image")
+    asked = (*EXTRACT, "--over", ALPHAS, "--set", f"target={{train: {tmp_path}/train, val: 0.5}}")
+    assert sweep(*asked)[0] == 3
+    broken.write_bytes(whole)
+    code, answer = invoke("sweep", "--resume", the_sweep())
+    assert code == 0 and answer["members"] == {"finished": 3} and len(runs_in(the_sweep() / "members")) == 3
+    assert table(answer) == table(sweep(*asked, "--runs-dir", "whole")[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--verb", "extract", "--over", "frozen=all,none"), "extract does not use it; sweep it with --verb finetune"),
+        ((*EXTRACT, "--over", "optimizer.lr=0.1,0.01"), "extract does not use it with head.solver: lbfgs"),
+        (("--over", "pretrain.epochs=1,2"), "finetune does not use it, so that members would not differ"),
+    ],
+)
+def test_a_setting_that_no_member_reads_is_not_swept(sweep: Invoke, arguments: Any, message: str) -> None:
+    code, answer = sweep(*arguments)
+    assert code == 2 and answer["error"].startswith("--over") and message in answer["error"]
+
+
+def test_a_setting_that_some_members_read_is_swept(sweep: Invoke) -> None:
+    over = ("--over", "optimizer.lr=0.1,0.01", "--over", "head.solver=lbfgs,sgd", "--set", "epochs=1")
+    assert sweep("--verb", "extract", *over)[0] == 0
+
+
+@pytest.mark.parametrize("over", ["target.val=0.25,0.5", "target.balance=none,weights", "seed=0,1"])
+def test_missing_test_data_costs_no_training_whatever_is_swept(sweep: Invoke, over: str) -> None:
+    code, answer = sweep(*EXTRACT, "--over", over, "--set", "target.test=nowhere")
+    assert code == 3 and answer["error"].count("nowhere: no such folder") == 1 and not Path("runs").exists()
+
+
+def test_test_data_that_is_training_data_is_told_though_no_member_sees_it(
+    sweep: Invoke, tmp_path: Path, image_folder: Callable[..., Path]
+) -> None:
+    for name in ("train", "val"):
+        image_folder(name, ants=6, bees=6)
+    data = f"target={{train: {tmp_path}/train, val: {tmp_path}/val, test: {tmp_path}/train}}"
+    assert sweep(*EXTRACT, "--over", "head.regularisation=1", "--set", data)[0] == 0
+    assert "target.test: has the very samples of target.train" in (the_sweep() / "log.txt").read_text()
 
 
 def test_what_is_frozen_is_computed_by_one_member_and_found_by_the_others(
@@ -353,6 +401,13 @@ def spec_of(spec: Path) -> Callable[[Member], Any]:
     return lambda member: yamlfile.load(spec, member.sets).spec
 
 
+def test_without_a_cache_nothing_is_found_and_nobody_waits(spec_of: Callable[[Member], Any]) -> None:
+    waiting = schedule.Schedule(spec_of, "extract")
+    for number in (1, 2):
+        waiting.add(Member(number, {"cache": "none", "optimizer.lr": str(number)}))
+    assert waiting.next() and waiting.next() and not waiting.leaders
+
+
 def test_no_member_starts_that_would_compute_what_another_is_computing(spec_of: Callable[[Member], Any]) -> None:
     settings = [("stage3", 1), ("stage3", 2), ("stage2", 1), ("none", 1)]
     found = [
@@ -443,6 +498,9 @@ def test_a_member_that_is_stopped_within_its_training_goes_on_from_there(
     assert code == 0 and scores(answer) == scores(whole)
     (log,) = (the_sweep() / "members").glob("*-002/log.txt")
     assert "resuming" in log.read_text() and len(runs_in(the_sweep() / "members")) == 2
+    times = {row["member"]: row["seconds"] for one in answer["settings"] for row in one["members"]}
+    assert times[1] is not None and times[2] is None  # of two processes, of which the last one is known
+    assert [one["fronts"] for one in answer["settings"] if one["members"][0]["member"] == 2] == [[]]
 
 
 def test_a_sweep_that_is_resumed_needs_the_file_that_it_was_made_of_no_more(
@@ -455,6 +513,21 @@ def test_a_sweep_that_is_resumed_needs_the_file_that_it_was_made_of_no_more(
     spec.unlink()
     code, answer = invoke("sweep", "--resume", the_sweep())
     assert code == 0 and scores(answer) == scores(whole)
+
+
+def test_relative_paths_that_are_swept_are_looked_for_where_they_were_when_a_sweep_is_resumed(
+    spec: Path, invoke: Invoke, tmp_path: Path, image_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        image_folder(f"specs/{name}", ants=6, bees=6)
+    there = spec.rename(tmp_path / "specs" / spec.name)
+    data = ("--over", "target.train=one,two", "--set", "target.val=0.5", "--set", "target.test=null")
+    assert stopped(1, Terminated(), monkeypatch, invoke, "sweep", there, *EXTRACT, *data) == 143
+    there.unlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, answer = invoke("sweep", "--resume", the_sweep(tmp_path / "runs"))
+    assert code == 0 and answer["members"] == {"finished": 2}
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"verb": "rm", "over": ["lambda=1"], "method": "grid"}'])

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from transferctl import extract, finetune, jsontext, lock, pretrain, resuming, runrows
+from transferctl import checkpoint, extract, finetune, jsontext, lock, pretrain, resuming, runrows
 from transferctl.device import release_memory
 from transferctl.display import Display, Progress
 from transferctl.errors import ExitCode, Problem, SpecError, ending
@@ -61,7 +61,7 @@ def run(task: Task, warn: Say, goes_on: GoesOn = to_the_end, bars: Display | Non
     Raises what the verb raises.
     """
     display = Quiet(warn, bars)
-    if (begun := folder_of(task.folder, task.verb, task.spec.name)) is not None:
+    if (begun := _begun(task)) is not None:
         file, resumed = resuming.load(begun, task.verb, None, [], [])
         if resumed.finished is not None:
             return dict(resumed.finished)
@@ -97,6 +97,16 @@ def folder_of(members: Path, verb: str, name: str) -> Path | None:
         elif not lock.is_held(path) and {entry.name for entry in path.iterdir()} <= MADE_BEFORE_BEGINNING:
             shutil.rmtree(path, ignore_errors=True)
     return begun[-1] if begun else None
+
+
+def _begun(task: Task) -> Path | None:
+    """Its folder, if there is something in it to go on with. What its data stopped before it trained begins anew, as
+    that data may have been mended since."""
+    begun = folder_of(task.folder, task.verb, task.spec.name)
+    if begun is None or summary_of(begun).get("exit_code") != ExitCode.DATA or checkpoint.any_of(begun):
+        return begun
+    shutil.rmtree(begun, ignore_errors=True)
+    return None
 
 
 def summary_of(path: Path) -> dict[str, Any]:

@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from transferctl import (
-    data,
     errors,
     evaluate,
-    extract,
     jsontext,
     lock,
     members,
-    pipeline,
     results,
     runs,
     tracking,
@@ -27,13 +24,13 @@ from transferctl.display import Display
 from transferctl.resuming import Resumed
 from transferctl.runs import Run
 from transferctl.spec import Spec
+from transferctl.sweeps import beforehand, methods, rows, show, work
 from transferctl.sweeps import book as books
-from transferctl.sweeps import methods, rows, show, work
 from transferctl.sweeps import study as studies
 from transferctl.sweeps.book import Asked, Book
 from transferctl.sweeps.rows import Row, Setting
 from transferctl.sweeps.space import SEED, Member
-from transferctl.sweeps.specs import Specs, faults
+from transferctl.sweeps.specs import Specs, corners, faults
 from transferctl.sweeps.study import Study
 from transferctl.yamlfile import SpecFile
 
@@ -54,22 +51,24 @@ def run(
     book = books.read(resumed.run) if resumed else None
     asked = book.asked if book else asked
     assert asked is not None
-    specs = Specs(file)
+    folders = book.folders if book else yamlfile.folders_of(file.path)
+    specs = Specs(file, folders)
     asked = replace(asked, axes=specs.with_whole_ranges(asked.axes))
     planned = book.members if book else _planned(asked)
-    if problems := faults(file.path, file.overrides, [] if asked.method == "grid" else planned):
+    if problems := faults(file.path, file.overrides, [] if asked.method == "grid" else planned, folders):
         raise errors.SpecError(problems)  # those of a grid are known to be whole
-    _refuse_unused(asked, specs)
+    wholes = [specs.whole(member) for member in planned or corners(asked.axes)]
+    beforehand.refuse_unused(asked, wholes)
     studies.refuse_missing(asked.method, prune=asked.prune)
     tracking.refuse_missing(file.spec)
     total = asked.trials * len(methods.split(asked.axes)[1]) if asked.method == "optuna" else len(planned)
     _say(file.spec, asked, total, display)
-    _look_at_data(file.spec, asked)
+    beforehand.look_at_data(wholes, display)
     with runs.start(runs_dir, "sweep", file.spec.name, yamlfile.dump_written(file.spec), display, resumed) as folder:
         folder.settle()
         told = f"it is a sweep; name one of its members, in {folder.path / books.MEMBERS}"
         folder.summary["without_model"] = told
-        book = Book(folder.path, asked, file.spec.name, planned) if book is None else replace(book, asked=asked)
+        book = replace(book, asked=asked) if book else Book(folder.path, asked, file.spec.name, folders, planned)
         (folder.path / books.MEMBERS).mkdir(exist_ok=True)
         book.save()
         study = Study(folder.path, asked.seed) if asked.method == "optuna" or asked.prune else None
@@ -97,20 +96,6 @@ def _planned(asked: Asked) -> list[Member]:
     return found
 
 
-def _refuse_unused(asked: Asked, specs: Specs) -> None:
-    """Raises SpecError for what the verb does not read, and for pruning where there are no epochs."""
-    keys = {Spec.model_fields[name].alias or name for name in extract.UNUSED}
-    problems = [
-        errors.Problem("", "extract does not use it; sweep it with --verb finetune", f"--over {axis.written}")
-        for axis in asked.axes
-        if asked.verb == "extract" and axis.key.split(".")[0] in keys
-    ]
-    if asked.prune and asked.verb == "extract" and specs.file.spec.head.solver == "lbfgs":
-        problems.append(errors.Problem("", "head.solver: lbfgs has no epochs to prune after; leave it out", "--prune"))
-    if problems:
-        raise errors.SpecError(problems)
-
-
 def _say(spec: Spec, asked: Asked, total: int, display: Display) -> None:
     keys = {axis.key for axis in asked.axes}
     display.note(show.plan(asked, total))
@@ -132,18 +117,6 @@ def _say(spec: Spec, asked: Asked, total: int, display: Display) -> None:
             "--prune compares members after equally many epochs, when those with other epochs or schedule have another "
             "learning rate: it favours those whose rate falls early"
         )
-
-
-def _look_at_data(spec: Spec, asked: Asked) -> None:
-    """List all data that the members share, so that what is missing is told before anything runs; no image is read.
-    Raises DataError."""
-    if any(axis.key.split(".")[0] in ("target", "source") for axis in asked.axes):
-        return
-    target, source = spec.target, spec.source
-    found = data.load_domain(target.train, target.val, target.test, spec.seed, domain="target")
-    pipeline.check_head_size(spec, found.classes)
-    if source:
-        data.load_domain(source.train, source.val, None, spec.seed, domain="source")
 
 
 def _left(book: Book, display: Display) -> list[Member]:
@@ -252,13 +225,13 @@ def _told(place: int, setting: Setting, specs: Specs, fronts: Mapping[str, Seque
         "accuracy_low": interval[0], "accuracy_high": interval[1],
         **{key: value(setting) for key, value in of.items()},
         "fronts": [name for name, on in fronts.items() if place in on],
-        "members": [_member(row) for row in setting.rows],
+        "members": [_member(row, specs) for row in setting.rows],
     }  # fmt: skip
 
 
-def _member(row: Row) -> dict[str, Any]:
+def _member(row: Row, specs: Specs) -> dict[str, Any]:
     told: dict[str, Any] = {"member": row.member.number, "run": row.run or None, "state": row.state}
-    told |= {"seed": row.member.settings[SEED]} if SEED in row.member.settings else {}
+    told |= {"seed": specs.values(row.member)[SEED]} if SEED in row.member.settings else {}
     told |= {"accuracy": row.accuracy, "loss": row.loss, "seconds": row.seconds, "leads": row.leads}
     told |= {"pruned": {"epoch": row.pruned[0], "of": row.pruned[1]}} if row.pruned else {}
     return told | ({"exit_code": row.exit_code, "error": row.reason} if row.state == "failed" else {})

@@ -40,9 +40,11 @@ class SpecFile:
         return SpecError(_in_order(placed, self.overrides))
 
 
-def load(path: Path | str, overrides: Sequence[str] = ()) -> SpecFile:
-    """Read, override (`--set a.b=value`) and validate a spec. Raises SpecError with all problems."""
+def load(path: Path | str, overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> SpecFile:
+    """Read, override (`--set a.b=value`) and validate a spec. folders: where relative paths are looked for; without
+    any, in the file's own and in the working folder. Raises SpecError with all problems."""
     path = Path(path)
+    folders = folders or folders_of(path)
     document = Document(str(path))
     tree = document.parse(_read_text(path))
     if not isinstance(tree, dict):
@@ -54,9 +56,14 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> SpecFile:
         except SpecError as error:
             document.problems += error.problems
     tree.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("-._")[:100] or "run")
-    if problems := _problems(tree, document, path):
+    if problems := _problems(tree, document, path, folders):
         raise SpecError(_in_order(problems, overrides))
-    return SpecFile(_validate(tree, path), path, document.positions, overrides)
+    return SpecFile(_validate(tree, folders), path, document.positions, overrides)
+
+
+def folders_of(path: Path) -> tuple[Path, ...]:
+    """Where the relative paths of a spec are looked for."""
+    return path.absolute().parent, Path.cwd()
 
 
 def dump(spec: Spec) -> str:
@@ -103,23 +110,22 @@ def _kind(tree: Any) -> str:
     return "list" if isinstance(tree, list) else "single value"
 
 
-def _validate(tree: Any, path: Path) -> Spec:
-    folders = (path.absolute().parent, Path.cwd())
-    return Spec.model_validate(tree, context={"folders": folders})
+def _validate(tree: Any, folders: Sequence[Path]) -> Spec:
+    return Spec.model_validate(tree, context={"folders": tuple(folders)})
 
 
-def _errors(tree: Any, path: Path) -> list[ErrorDetails]:
+def _errors(tree: Any, folders: Sequence[Path]) -> list[ErrorDetails]:
     try:
-        _validate(tree, path)
+        _validate(tree, folders)
     except ValidationError as error:
         return error.errors(include_url=False)
     return []
 
 
-def _problems(tree: dict[str, Any], document: Document, path: Path) -> list[Problem]:
+def _problems(tree: dict[str, Any], document: Document, path: Path, folders: Sequence[Path]) -> list[Problem]:
     """The document's; what pydantic finds; then, with those keys taken out, what the checks across keys find."""
     found = list(document.problems)
-    details = _errors(tree, path)
+    details = _errors(tree, folders)
     if (count := len(details)) > MAX_TOLD:
         found.append(Problem("", f"has {count:,} faults; the first {MAX_TOLD} are told", str(path)))
         details = details[:MAX_TOLD]
@@ -127,7 +133,7 @@ def _problems(tree: dict[str, Any], document: Document, path: Path) -> list[Prob
         told = {problem.key for problem in found if problem.key}
         found += explain(details, tree, document.positions, told)
         rest = _without(tree, [tuple(takewhile(_is_name, raw_key(detail, tree))) for detail in details])
-        more = _errors(rest, path) if rest != tree else []
+        more = _errors(rest, folders) if rest != tree else []
         details, tree = [detail for detail in more if detail["type"] == "across_keys"], rest
     return found
 

@@ -19,8 +19,10 @@ from transferctl.sweeps import space
 from transferctl.sweeps.methods import METHODS
 from transferctl.sweeps.rows import Row, row_of
 from transferctl.sweeps.space import Axis, Member
+from transferctl.wording import one_line
 
 FILE, MEMBERS = "sweep.json", "members"
+TRIED_AGAIN = (ExitCode.RESOURCES, ExitCode.DATA)
 SCHEMA_VERSION = 1
 
 
@@ -38,14 +40,18 @@ class Asked:
 
 @dataclass
 class Book:
-    """path: the sweep's folder. failures: of members, by number, whose folder does not tell."""
+    """path: the sweep's folder. folders: where relative paths of what is swept are looked for. failures: of members, by
+    number, whose folder does not tell; leads: members whose work others found done; continued: those that an earlier
+    process began, so that the time of the last one is not theirs."""
 
     path: Path
     asked: Asked
     name: str
+    folders: Sequence[Path]
     members: list[Member] = field(default_factory=list)
     failures: dict[int, Outcome] = field(default_factory=dict)
     leads: set[int] = field(default_factory=set)
+    continued: set[int] = field(default_factory=set)
     _rows: dict[int, Row] = field(default_factory=dict)
 
     @property
@@ -64,6 +70,8 @@ class Book:
         failure = self.failures.get(member.number)
         if failure and row.state not in ("finished", "pruned"):
             row = replace(row, state="failed", exit_code=int(failure.code), reason=failure.message)
+        if member.number in self.continued:
+            row = replace(row, seconds=None)
         self._rows[member.number] = row
         return row
 
@@ -78,12 +86,16 @@ class Book:
                 self.row(member)
 
     def unfinished(self) -> list[Member]:
-        """Members to run, or to go on with: those missing or stopped, if only for want of memory or disk."""
+        """Members to run, or to go on with: those missing or stopped, and those that failed by what may be another now:
+        memory, disk, data."""
         found = []
         for member in self.members:
             row = self.row(member)
-            if row.state in ("missing", "stopped") or row.exit_code == ExitCode.RESOURCES:
+            if row.state in ("missing", "stopped") or row.exit_code in TRIED_AGAIN:
                 self.failures.pop(member.number, None)
+                if row.run and row.exit_code != ExitCode.DATA:  # whose run begins anew
+                    self.continued.add(member.number)
+                self._rows[member.number] = Row(member, "stopped" if row.run else "missing", row.run)
                 found.append(member)
         return found
 
@@ -99,6 +111,7 @@ class Book:
         asked = {key: value for key, value in asdict(self.asked).items() if key != "axes"}
         over = [axis.written for axis in self.asked.axes]
         values = {"schema_version": SCHEMA_VERSION, "name": self.name, **asked, "over": over}
+        values |= {"folders": [str(folder) for folder in self.folders]}
         told = [self._told(member) for member in self.members]
         try:
             runs.write_atomically(self.path / FILE, runs.json_text(values | {"members": told}))
@@ -110,6 +123,7 @@ class Book:
         told: dict[str, Any] = {"number": member.number, "settings": dict(member.settings), "state": row.state}
         told |= {"run": Path(row.run).name} if row.run else {}
         told |= {"accuracy": row.accuracy, "loss": row.loss, "leads": member.number in self.leads}
+        told |= {"continued": True} if member.number in self.continued else {}
         return told | ({"exit_code": int(failure.code), "error": failure.message} if failure else {})
 
 
@@ -125,7 +139,8 @@ def read(path: Path) -> Book:
             prune=bool(values["prune"]),
             seed=int(values["seed"]),
         )
-        book = Book(path, asked, str(values["name"]))
+        folders = [Path(checked.text(folder, 4096)) for folder in checked.sequence(values["folders"])]
+        book = Book(path, asked, str(values["name"]), folders)
         for told in map(checked.mapping, checked.sequence(values["members"])):
             _add(book, told)
     except FileNotFoundError:
@@ -143,8 +158,12 @@ def _add(book: Book, told: Mapping[str, Any]) -> None:
     book.members.append(member)
     if told.get("leads") is True:
         book.leads.add(member.number)
+    if told.get("continued") is True:
+        book.continued.add(member.number)
     if "exit_code" in told:
-        book.failures[member.number] = Outcome(ExitCode(int(told["exit_code"])), checked.text(told.get("error"), 2000))
+        book.failures[member.number] = Outcome(
+            ExitCode(int(told["exit_code"])), one_line(told.get("error") or "", 2000)
+        )
 
 
 def _axes(overs: Sequence[str]) -> list[Axis]:

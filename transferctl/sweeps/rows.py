@@ -10,6 +10,7 @@ from typing import Any
 
 from transferctl.reporting import checked
 from transferctl.sweeps.space import Member
+from transferctl.wording import one_line
 
 STATES = ("finished", "pruned", "failed", "stopped", "missing")
 
@@ -44,7 +45,7 @@ def row_of(member: Member, run: str, summary: Mapping[str, Any]) -> Row:
     state = _STATE_OF.get(str(summary.get("status")), "missing")
     state = "pruned" if state == "finished" and epoch and of else state
     seconds = checked.number(summary.get("elapsed_s"))
-    code, reason = checked.count(summary.get("exit_code")) or 0, checked.text(summary.get("error"), 2000)
+    code, reason = checked.count(summary.get("exit_code")) or 0, one_line(summary.get("error") or "", 2000)
     if state not in ("finished", "pruned"):
         return Row(member, state, run, seconds=seconds, exit_code=code, reason=reason)
     val = checked.mapping(checked.mapping(summary.get("best")).get("val"))

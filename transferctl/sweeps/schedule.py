@@ -70,7 +70,9 @@ def network_of(spec: Spec) -> str:
 
 def work_of(spec: Spec, verb: str) -> str:
     """Equal only where two members need the same of what is frozen: of the same images, by the same stages. Empty where
-    nothing is."""
+    nothing is, or nothing of it is kept for the others."""
+    if spec.cache.path == "none":
+        return network_of(spec) if spec.backbone.weights == "source" else ""
     is_thawed = any(what == "none" for what in spec.frozen_by_epoch().values())
     if verb == "finetune" and is_thawed and not spec.head_first and spec.backbone.weights != "source":
         return ""

@@ -74,7 +74,9 @@ def table(asked: Asked, settings: Sequence[Setting], fronts: Mapping[str, Sequen
     if len(settings) > SHOWN_SETTINGS:
         display.result(f"{len(settings) - SHOWN_SETTINGS} more are in summary.json")
     if any(row.leads for setting in settings for row in setting.rows):
-        display.result("* its time has frozen work in it that the others found in the cache")
+        display.result("* its time has work in it that the others found done: of frozen stages, or stage 0")
+    if any(row.state == "finished" and row.seconds is None for setting in settings for row in setting.rows):
+        display.result("without seconds: it was stopped and gone on with")
     _reasons(settings, display)
 
 
@@ -104,7 +106,8 @@ def pick(best: Setting, settings: Sequence[Setting], display: Display) -> dict[s
             "the best of many flatters it"
         )
         is_it = "it is the cheapest of them" if least is best else f"the cheapest of them: {_cheap(least)}"
-        display.result(is_it)
+        if least.seconds is not None:
+            display.result(is_it)
     elif len(complete) > 1:
         display.result(f"none of {others} has an interval that overlaps its own")
     return {

@@ -18,13 +18,15 @@ from transferctl.yamlfile import SpecFile
 
 @dataclass(frozen=True)
 class Specs:
-    """Makes members' specs of the file that the sweep was given, or of the one in its folder."""
+    """Makes members' specs of the file that the sweep was given, or of the one in its folder. folders: where relative
+    paths are looked for, those of `--over` too, whichever of both it is."""
 
     file: SpecFile
+    folders: Sequence[Path]
 
     def whole(self, member: Member) -> Spec:
         """With all that the file has. Raises SpecError, each problem at its `--over`."""
-        return _spec(self.file.path, self.file.overrides, member)
+        return _spec(self.file.path, self.file.overrides, member, self.folders)
 
     def of(self, member: Member) -> Spec:
         """As the member runs: without test data, baseline and page; named after the sweep and its number."""
@@ -52,12 +54,14 @@ class Specs:
         return {key: _at(dumped, key.split("."), text) for key, text in member.settings.items()}
 
 
-def faults(path: Path, overrides: Sequence[str], members: Iterable[Member]) -> list[Problem]:
-    """What is wrong with the specs of any; what several share is told once."""
+def faults(
+    path: Path, overrides: Sequence[str], members: Iterable[Member], folders: Sequence[Path] = ()
+) -> list[Problem]:
+    """What is wrong with the specs of any; what several share is told once. folders: as `yamlfile.load` takes them."""
     found: dict[tuple[str, str], dict[str, None]] = {}
     for member in members:
         try:
-            _spec(path, overrides, member)
+            _spec(path, overrides, member, folders)
         except SpecError as error:
             for problem in error.problems:
                 found.setdefault((problem.key, problem.message), {})[problem.where] = None
@@ -75,9 +79,9 @@ def corners(axes: Sequence[Axis]) -> list[Member]:
     return [Member(1, first | {key: text}) for key, texts in zip(keys, values, strict=True) for text in texts]
 
 
-def _spec(path: Path, overrides: Sequence[str], member: Member) -> Spec:
+def _spec(path: Path, overrides: Sequence[str], member: Member, folders: Sequence[Path]) -> Spec:
     try:
-        return yamlfile.load(path, [*overrides, *member.sets]).spec
+        return yamlfile.load(path, [*overrides, *member.sets], folders).spec
     except SpecError as error:
         raise SpecError(_as_over(problem, member) for problem in error.problems) from None
 
