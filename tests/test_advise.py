@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from transferctl import advisedspec, jsontext, trialsearch, yamlfile
-from transferctl.errors import SpecError
+from transferctl import advisedspec, jsontext, trials, trialsearch, yamlfile
+from transferctl.errors import DivergedError, OutOfTime, SpecError
+from transferctl.paired import Round
 from transferctl.spec import Spec
 
 Invoke = Callable[..., tuple[int, dict[str, Any]]]
@@ -131,8 +132,15 @@ def _val_names(run: Path) -> set[str]:
 
 
 def test_an_advice_is_no_model_and_each_verb_says_so(advice: dict[str, Any], invoke: Invoke) -> None:
-    for verb in ("eval", "export", "report"):
-        code, answer = invoke(verb, advice["run"])
+    trial = next((Path(advice["run"]) / "trials").iterdir())
+    for words in (
+        ["eval"],
+        ["export"],
+        ["report"],
+        ["compare", trial],
+        ["finetune", CONFIGS / "quickstart.yaml", "--from"],
+    ):
+        code, answer = invoke(*words, advice["run"])
         assert code == 4 and "is a run of advise" in answer["error"] and "advised.yaml" in answer["error"]
     code, answer = invoke("runs", Path(advice["run"]).parent, "--verb", "advise")
     assert code == 0 and [one["run"] for one in answer["runs"]] == [advice["run"]]
@@ -214,6 +222,82 @@ def test_too_little_for_a_trial_is_advice_from_the_probe_alone(folder: Path, inv
     assert answer["left_out"][0]["strategy"] == "your spec" and "not tried" in answer["left_out"][0]["reason"]
 
 
+def test_a_trial_that_takes_far_longer_than_expected_is_stopped_at_the_budget(
+    folder: Path, invoke: Invoke, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("transferctl.trialsearch.Asked.seconds", lambda self, candidate: 0.1)
+    monkeypatch.setattr("transferctl.advise.CURVE_SHARE", 1e-6)
+    monkeypatch.setattr("transferctl.learningcurve.with_scratch", lambda curves, *rest: curves)
+    started = time.monotonic()
+    code, answer = invoke(
+        "advise", folder / "five.yaml", "--budget", "6s", "--runs-dir", folder / "late", "--set", "epochs=100000"
+    )  # fmt: skip
+    assert code == 0 and time.monotonic() - started < 40
+    assert answer["left_out"][0]["strategy"] == "your spec" and answer["left_out"][0]["reason"].startswith("stopped: ")
+    assert answer["trials"] == [] and not list(Path(answer["run"]).glob("trials/*/checkpoints"))
+    (trial,) = Path(answer["run"]).glob("trials/*")
+    assert jsontext.read(trial / "summary.json")["error"] == "stopped, as its time was up"
+
+
+@pytest.fixture
+def made_up(monkeypatch: Any) -> Callable[[dict[tuple[int, str], BaseException]], None]:
+    """Trials without training: all get half of their images right, or raise what stands by seed and name."""
+
+    def made(raised: dict[tuple[int, str], BaseException]) -> None:
+        def run(spec: Spec, candidate: Any, seed: int, *rest: Any) -> trials.Outcome:
+            if (seed, candidate.name) in raised:
+                raise raised[seed, candidate.name]
+            names = tuple(f"{seed}/{i}" for i in range(8))
+            return trials.Outcome(Path(), Round(names, np.arange(8) < 4), {"loss": 1.0}, None, 0.01)
+
+        monkeypatch.setattr(trials, "run", run)
+        monkeypatch.setattr(trials, "choosing", lambda *asked: frozenset(f"0/{i}" for i in range(8)))
+        monkeypatch.setattr("transferctl.learningcurve.with_scratch", lambda curves, *rest: curves)
+
+    return made
+
+
+def test_a_seed_that_time_ends_in_does_not_count(folder: Path, invoke: Invoke, made_up: Any) -> None:
+    made_up({(2, "features"): OutOfTime()})
+    code, answer = invoke("advise", folder / "five.yaml", "--budget", "1h", "--runs-dir", folder / "cut")
+    assert code == 0 and answer["confirmation"]["rounds"] == 1
+    assert set(answer["confirmation"]["by_seed"]) >= {"given", "features"}
+    assert all(seeds == [0.5] for seeds in answer["confirmation"]["by_seed"].values())
+
+
+@pytest.mark.parametrize("which", ["given", "features"])
+@pytest.mark.parametrize("error", [DivergedError("the loss is no number"), MemoryError()])
+def test_what_fails_with_another_seed_does_not_stand_whatever_it_did_with_others(
+    which: str, error: Exception, folder: Path, invoke: Invoke, made_up: Any
+) -> None:
+    made_up({(2, which): error})
+    code, answer = invoke("advise", folder / "five.yaml", "--budget", "1h", "--runs-dir", folder / "fails")
+    assert code == 0 and answer["advised"]["name"] != which and which not in answer["confirmation"]["by_seed"]
+    (failed,) = [one["reason"] for one in answer["left_out"] if one["reason"].startswith("failed with seed 2: ")]
+    assert (f"Your spec: {failed}. So nothing is said" in answer["verdict"]) == (which == "given")
+    assert not answer["advised"]["beats_given"]
+
+
+def test_an_interrupt_while_it_confirms_leaves_the_seeds_that_are_done(
+    folder: Path, invoke: Invoke, made_up: Any
+) -> None:
+    made_up({(2, "features"): KeyboardInterrupt()})
+    code, answer = invoke("advise", folder / "five.yaml", "--budget", "1h", "--runs-dir", folder / "stopped late")
+    assert code == 130 and answer["confirmation"]["by_seed"]["given"] == [0.5] and answer["trials"]
+
+
+def test_the_file_says_how_it_was_asked_for_settings_too(folder: Path, invoke: Invoke, monkeypatch: Any) -> None:
+    monkeypatch.setattr("transferctl.trialsearch.Asked.seconds", lambda self, candidate: 1e6)
+    out = folder / "asked.yaml"
+    code, answer = invoke(
+        "advise", folder / "five.yaml", "--budget", " 1 h", "--out", out, "--runs-dir", folder / "asked",
+        "--set", "optimizer={name: adam, lr: 0.002}",
+    )  # fmt: skip
+    assert code == 0, answer
+    said = f"transferctl advise {folder}/five.yaml --budget '1 h' --set 'optimizer={{name: adam, lr: 0.002}}'"
+    assert said in " ".join(out.read_text().replace("\n#", "").split())
+
+
 def test_a_budget_below_the_features_is_refused_with_what_would_do(folder: Path, invoke: Invoke) -> None:
     code, answer = invoke("advise", folder / "five.yaml", "--budget", "0.001s", "--runs-dir", folder / "less")
     assert code == 2 and "--budget 0.001s: is too little" in answer["error"] and "would do" in answer["error"]
@@ -227,6 +311,7 @@ def test_a_budget_below_the_features_is_refused_with_what_would_do(folder: Path,
         (["--out", "no/where.yaml"], "there is no folder no"),
         (["--out", "."], "is a folder; name a file"),
         (["--out", ""], "is a folder; name a file"),
+        (["--force"], "--force: is about the FILE of --out"),
         (["--set", "from=runs/x"], "from: starts from a run"),
         (["--set", "frozen=layer9"], "has no stage 'layer9'"),
     ],
@@ -251,8 +336,7 @@ def test_a_given_spec_that_diverges_is_left_out_and_the_others_go_on(folder: Pat
 
 
 def test_named_validation_data_is_halved_into_what_chooses_and_what_confirms(image_folder: Any) -> None:
-    from transferctl import data, trials
-    from transferctl.paired import Round
+    from transferctl import data
     from transferctl.spec import TargetSettings
 
     settings = TargetSettings.model_validate(

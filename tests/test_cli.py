@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 from transferctl import __version__, cli, signals
 from transferctl.cli import app
+from transferctl.errors import OutOfTime
 
 VERBS = [
     "check",
@@ -343,6 +344,26 @@ def test_an_error_goes_before_a_signal_that_came_with_it_which_is_raised_next(he
             pass
         with signals.held():
             pass
+
+
+def test_what_has_so_many_seconds_is_ended_after_them_and_not_in_the_middle_of_a_step():
+    started, whole = time.monotonic(), 0
+    with pytest.raises(OutOfTime), signals.ending_after(0.3):
+        while time.monotonic() < started + 30:
+            with signals.held():
+                time.sleep(0.02)
+                whole += 1
+            assert time.monotonic() < started + 5
+    assert whole >= 5 and 0.3 <= time.monotonic() - started < 5
+    with signals.ending_after(0.1):
+        pass
+    time.sleep(0.15)  # what ended in time is not ended later
+
+
+def test_an_interrupt_goes_before_the_end_of_the_time(heeds_sigint):
+    with signals.handled(), pytest.raises(KeyboardInterrupt), signals.ending_after(0.1), signals.held():
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.2)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -77,6 +77,14 @@ def test_a_higher_rate_that_helps_spares_the_lower_one() -> None:
     assert "given+rate-0.003" in tried, "the given spec is what is best here, so its rate is varied"
 
 
+def test_stages_with_a_rate_of_their_own_keep_their_proportion() -> None:
+    space = Space(RESNET, 2, 0.001, {"layer4": 0.0001, "head": 0.01})
+    tried = explored(space, lambda one: 0.5 + 10 * one.changes.get("optimizer.lr", 0.001))
+    assert {one.changes["optimizer.lr"]: one.changes["optimizer.stage_lr"] for one in tried if "+rate" in one.name} == {
+        0.003: {"layer4": 0.0003, "head": 0.03}, 0.009: {"layer4": 0.0009, "head": 0.09},
+    }  # fmt: skip
+
+
 def test_lambda_is_tried_only_where_the_source_is_rehearsed_and_never_as_it_is() -> None:
     assert not any("lambda" in one.changes for one in explored(SPACE, lambda _: 0.5))
     rehearsing = Space(RESNET, 2, 0.001, target_weight=1.0)

@@ -19,8 +19,8 @@ NO_TEST = "Test data was not looked at."
 
 @dataclass(frozen=True)
 class Found:
-    """All that decides. choosing, confirming: how many validation images did either; seeds: that confirmed; spread: of
-    each contender's accuracy by seed, by name."""
+    """All that decides. choosing, confirming: how many validation images did either; spread: each contender's accuracy
+    by seed, by name."""
 
     facts: DataFacts
     curves: Curves
@@ -33,8 +33,10 @@ class Found:
     spread: Mapping[str, Sequence[float]]
 
     @property
-    def was_given_tried(self) -> bool:
-        return any(trial.candidate.name == GIVEN for trial in self.trials)
+    def why_no_given(self) -> str:
+        """Why nothing can be said of the given spec; empty where it was measured, and failed with no seed."""
+        was_tried = any(trial.candidate.name == GIVEN for trial in self.trials)
+        return next((one.why for one in self.left_out if one.candidate.name == GIVEN), "" if was_tried else "not tried")
 
 
 # -- tables -------------------------------------------------------------------------------------------------
@@ -84,17 +86,17 @@ def verdict(found: Found) -> str:
     decision, on = found.decision, f"on {counted(found.confirming, 'validation image')} that chose nothing"
     seeds = counted(decision.rounds, "seed")
     if not found.trials:
-        return f"There was no time for a trial: this rests on the linear probe alone. {NO_TEST}"
-    if not found.was_given_tried:
-        reason = next((one.why for one in found.left_out if one.candidate.name == GIVEN), "not tried")
-        return f"Your spec: {reason}. So nothing is said of whether the proposal beats it. {NO_TEST}"
+        basis = "rests on the linear probe alone" if found.curves.out_of_fold else "rests on nothing that was measured"
+        return f"There was no time for a trial: this {basis}. {NO_TEST}"
+    if found.why_no_given:
+        return f"Your spec: {found.why_no_given}. So nothing is said of whether the proposal beats it. {NO_TEST}"
     if decision.chosen.name == GIVEN:
         sure = f"over {seeds}, {on}" if decision.rounds else "on the images of one seed, which also chose"
         return f"Nothing that was tried is clearly better than your spec, {sure}: keep it. {NO_TEST}"
     if decision.against_given is None:
         return (
-            "There was no time to confirm this with other seeds and images, so it is not claimed that the proposal "
-            f"beats your spec. {NO_TEST}"
+            "This was not confirmed with other seeds and images, so it is not claimed that the proposal beats your "
+            f"spec. {NO_TEST}"
         )
     told = f"{points_with_interval(decision.against_given)} over {seeds}, {on}"
     if decision.is_better:
@@ -225,10 +227,13 @@ def _of(key: str, given: float, others: str, found: Found) -> Choice:
         return Choice(
             key, f"{value:g}, as in your spec", "No other was tried.", f"A larger --budget tries {others}."
         )  # fmt: skip
-    base = tried[0].candidate.changes.keys() - {key}
-    around = [trial for trial in found.trials if trial.candidate.changes.keys() == base][-1:] if base else []
+    base = tried[0].candidate.changes.keys() - {key, *(["optimizer.stage_lr"] if key == "optimizer.lr" else [])}
+    around = [trial for trial in found.trials if trial.candidate.changes.keys() == base][-1:]
     parts = "; ".join(f"{trial.candidate.words}: {percent(trial.accuracy)}" for trial in (*around, *tried))
     kept = ", as in your spec" if value == given else ""
+    kept += (
+        "; stage_lr with it" if key == "optimizer.lr" and "optimizer.stage_lr" in found.decision.chosen.changes else ""
+    )
     return Choice(
         key, f"{value:g}{kept}", f"Validation accuracy, n = {found.choosing}. {parts}.",
         "More epochs ask for a lower one, fewer for a higher one." if key == "optimizer.lr" else

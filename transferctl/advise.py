@@ -38,6 +38,7 @@ from transferctl.datafacts import DataFacts
 from transferctl.display import Display
 from transferctl.errors import (
     DataError,
+    OutOfTime,
     Problem,
     SpecError,
     from_os_error,
@@ -140,7 +141,8 @@ def _space(spec: Spec, target: DomainData, model: TransferModel, display: Displa
             head["regularisation"] = learningcurve.FIXED_REGULARISATION
     rehearses = spec.source is not None and spec.source.rehearsal
     weight = (1.0 if spec.target_weight is None else spec.target_weight) if rehearses else None
-    return Space(stages, thawed, spec.optimizer.lr, weight, head, spec.head_first is not None)
+    rates = spec.optimizer.stage_lr
+    return Space(stages, thawed, spec.optimizer.lr, rates, weight, head, spec.head_first is not None)
 
 
 @contextmanager
@@ -169,9 +171,14 @@ def _look_at_the_data(asked: Asked, folder: Run) -> DataFacts:
 def _learning_curve(asked: Asked, facts: DataFacts, folder: Run) -> Curves:
     tables, spec, display = _tables(asked), asked.start, asked.display
     allowed_s = CURVE_SHARE * asked.clock.budget_s
-    curves = learningcurve.probe_curve(
-        tables["train"], tables["val"], len(asked.target.classes), spec.seed, asked.compute, asked.clock, allowed_s
-    )
+    try:
+        with signals.ending_after(asked.clock.left_s):
+            curves = learningcurve.probe_curve(
+                tables["train"], tables["val"], len(asked.target.classes), spec.seed, asked.compute, asked.clock,
+                allowed_s,
+            )  # fmt: skip
+    except OutOfTime:
+        curves = Curves((), left_out=("the probe: stopped, as the time was up",))
     display.table("Linear probe", ["", "accuracy", ""], advicewords.probe_rows(curves, facts))
     budget_s, spare_s = asked.clock.budget_s, asked.clock.left_s - trialsearch.least_s(asked)
     allowed_s = max(min(SCRATCH_SHARE * budget_s, spare_s), LEAST_SCRATCH_SHARE * budget_s)
@@ -222,7 +229,6 @@ def _tables(asked: Asked) -> dict[str, FeatureTable]:
 def _decide(asked: Asked, facts: DataFacts, curves: Curves, folder: Run) -> Found:
     """Trials, then the contenders again on images and with seeds that chose nothing."""
     search = Search(trials.choosing(asked.target.val, asked.is_held_out, asked.spec.seed))
-    rounds: list[Mapping[str, Round]] = []
     decision = strategies.Decision(strategies.on_features(asked.space))
     try:
         trialsearch.explore(asked, search, folder.path / "trials")
@@ -230,20 +236,28 @@ def _decide(asked: Asked, facts: DataFacts, curves: Curves, folder: Run) -> Foun
             contending = strategies.contenders(search.measured)
             if len(contending) > 1:
                 candidates = [one.candidate for one in contending]
-                rounds = trialsearch.confirm(asked, candidates, search.choosing, folder.path / "trials")
-            decision = strategies.decide([one for one in contending if _is_in(one, rounds)], rounds)
+                trialsearch.confirm(asked, candidates, search, folder.path / "trials")
+            standing = [one for one in contending if _stands(one, search)]
+            decision = strategies.decide(standing or contending, search.rounds if standing else ())
     finally:
+        spread = _by_seed(search.rounds)
         folder.summary |= advicewords.trials_as_json(search.measured, search.left_out)
-    spread = {name: [float(one[name].right.mean()) for one in rounds] for name in (rounds[0] if rounds else ())}
-    images = {name for one in rounds for name in next(iter(one.values())).names}
+        folder.summary["confirmation"] = {"rounds": len(search.rounds), "by_seed": spread}
+    images = {name for one in search.rounds for name in next(iter(one.values())).names}
     return Found(
         facts, curves, asked.space, search.measured, search.left_out, decision, len(search.choosing), len(images),
         spread,
     )  # fmt: skip
 
 
-def _is_in(trial: Measured, rounds: Sequence[Mapping[str, Round]]) -> bool:
-    return not rounds or trial.candidate.name in rounds[0]
+def _stands(trial: Measured, search: Search) -> bool:
+    name = trial.candidate.name
+    return name not in search.failed and (not search.rounds or name in search.rounds[0])
+
+
+def _by_seed(rounds: Sequence[Mapping[str, Round]]) -> dict[str, list[float]]:
+    """Each contender's accuracies."""
+    return {name: [float(one[name].right.mean()) for one in rounds] for name in (rounds[0] if rounds else ())}
 
 
 def _tell(asked: Asked, given: Spec, found: Found, folder: Run) -> None:

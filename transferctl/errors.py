@@ -117,6 +117,10 @@ class Terminated(BaseException):
     """SIGTERM, as an exception, so that `with` blocks close what they opened."""
 
 
+class OutOfTime(Terminated):
+    """What had so many seconds, and no more, has not ended by then."""
+
+
 def from_os_error(error: OSError, path: Path | str | None = None, flag: str = "--runs-dir") -> ResourceError:
     """The operating system's refusal to write, as an error with its fix. flag: what chooses another folder."""
     where = path or error.filename or "the run folder"
@@ -151,6 +155,8 @@ def ending(error: BaseException) -> tuple[ExitCode, str]:  # noqa: PLR0911 (a ta
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return ExitCode.INTERRUPTED, "interrupted (SIGINT)"
+    if isinstance(error, OutOfTime):
+        return ExitCode.TERMINATED, "stopped, as its time was up"
     if isinstance(error, Terminated):
         return ExitCode.TERMINATED, "terminated (SIGTERM)"
     if isinstance(error, BrokenPipeError):

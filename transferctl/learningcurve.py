@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from transferctl import baseline, crossvalidation, features, grouping, heads, paired, plots, probe
+from transferctl import baseline, crossvalidation, features, grouping, heads, paired, plots, probe, signals
 from transferctl.budget import Clock, Forecast, Work
 from transferctl.budget import in_words as duration
 from transferctl.data import DomainData
 from transferctl.device import Compute
 from transferctl.display import Display
-from transferctl.errors import DivergedError, SpecError
+from transferctl.errors import DivergedError, OutOfTime, SpecError
 from transferctl.features import FeatureTable
 from transferctl.loaders import steps_per_epoch
 from transferctl.paired import Round
@@ -26,6 +26,7 @@ from transferctl.wording import one_line, percent, points_with_interval
 
 PARTS = (1 / 8, 1 / 4, 1 / 2)  # and all
 DRAWS = 5
+LATE = 2.0  # times what training from scratch is allowed, at which it is stopped
 FIXED_REGULARISATION = 0.1  # where a class has one sample, too few for cross-validation
 PLOT = "learning_curve.svg"
 
@@ -171,10 +172,13 @@ def with_scratch(
             continue
         before = clock.left_s
         try:
-            with display.quietly(warnings=False):
+            with display.quietly(warnings=False), signals.ending_after(min(LATE * allowed_s, clock.left_s)):
                 _, outcomes = baseline.from_scratch(trained, rounds, part, compute, display)
-        except (DivergedError, SpecError) as error:
-            left_out.append(f"from scratch on {n:,} labels: {one_line(error)}")
+        except (DivergedError, SpecError, OutOfTime) as error:
+            took = f"stopped after {duration(before - clock.left_s)}; {duration(expected)} were expected"
+            why = took if isinstance(error, OutOfTime) else one_line(error)
+            left_out.append(f"from scratch on {n:,} labels: {why}")
+            allowed_s -= before - clock.left_s
             continue
         allowed_s -= before - clock.left_s
         points.append(Point(n, (outcomes.right,)))
@@ -233,6 +237,8 @@ def _helps(found: Sequence[Mapping[str, Any]]) -> str:
     if helps and hurts:
         lost = ", ".join(f"{row['labels']:,}" for row in hurts)
         return f"Transfer helps with {at} labels, and does not with {lost}: {told}."
+    if helps and most not in helps:
+        return f"Transfer helps with {at} labels; with more that cannot be told: {told}."
     if helps:
         return f"Transfer helps, with {at} labels: {told}."
     if hurts:

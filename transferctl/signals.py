@@ -4,6 +4,8 @@ with signals.handled():            the whole command
     ...
     with signals.held():           what must not be cut in two: a training step, a save, ending workers
         ...
+    with signals.ending_after(s):  what may take so many seconds
+        ...
 """
 
 from __future__ import annotations
@@ -16,13 +18,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from transferctl.errors import Terminated
+from transferctl.errors import OutOfTime, Terminated
 
 ENDING = (KeyboardInterrupt, Terminated)  # what the first signal becomes
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _came: list[int] = []  # since `handled` was entered, in this process
-_is_handling, _is_raised, _holds = False, False, 0
+_is_handling, _is_raised, _is_late, _holds = False, False, False, 0
 
 
 @contextmanager
@@ -72,6 +74,39 @@ def held() -> Iterator[None]:
         _holds -= 1
     if _came and not _holds and not _is_raised:
         raise _exception(_came[-1])
+    if _is_late and not _holds:
+        raise _out_of_time()
+
+
+@contextmanager
+def ending_after(seconds: float) -> Iterator[None]:
+    """Inside, OutOfTime is raised once so many seconds have passed, wherever a signal would raise; a signal that has
+    come goes first. Not to be nested. In another thread, or without timers (Windows), it never comes."""
+    global _is_late  # noqa: PLW0603
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, _on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))  # 0 would never come
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        _is_late = False
+
+
+def _on_alarm(number: int, frame: FrameType | None) -> None:
+    global _is_late  # noqa: PLW0603
+    _is_late = not _came
+    if _is_late and not _holds:
+        raise _out_of_time()
+
+
+def _out_of_time() -> OutOfTime:
+    global _is_late  # noqa: PLW0603
+    _is_late = False
+    return OutOfTime()
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:

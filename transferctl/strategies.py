@@ -30,12 +30,14 @@ ENOUGH_ROUNDS = 3  # that time is kept for: Student's interval over two seeds is
 @dataclass(frozen=True)
 class Space:
     """What there is to choose from. stages: those with parameters, input to output; thawed: how many of the last of
-    them the given spec trains; rate: its learning rate; target_weight: its λ, None where L_S is not in the objective;
-    head: how the trials' new heads are trained, as settings of `head`; has_head_first: whether it asks for LP-FT."""
+    them the given spec trains; rate: its learning rate; stage_rates: of stages that have one of their own;
+    target_weight: its λ, None where L_S is not in the objective; head: how the trials' new heads are trained, as
+    settings of `head`; has_head_first: whether it asks for LP-FT."""
 
     stages: tuple[str, ...]
     thawed: int
     rate: float
+    stage_rates: Mapping[str, float] = field(default_factory=dict)
     target_weight: float | None = None
     head: Mapping[str, Any] = field(default_factory=lambda: {"solver": "lbfgs"})
     has_head_first: bool = False
@@ -65,7 +67,7 @@ class Candidate:
         keys = {"optimizer.lr": rate, "lambda": weight}
         return [(word, self.changes[key]) for key, word in keys.items() if key in self.changes]
 
-    def with_change(self, key: str, value: float) -> Candidate:
+    def with_change(self, key: str, value: Any) -> Candidate:
         return replace(self, changes={**self.changes, key: value})
 
 
@@ -157,8 +159,15 @@ def _head(space: Space) -> dict[str, Any]:
 
 
 def _with_rate(space: Space, base: Candidate, factor: float) -> Candidate:
-    rate = factor * base.changes.get("optimizer.lr", space.rate)
-    return base.with_change("optimizer.lr", float(f"{rate:.2g}"))
+    """Of all stages: those that have a rate of their own keep their proportion."""
+    rate = _rounded(factor * base.changes.get("optimizer.lr", space.rate))
+    changed = base.with_change("optimizer.lr", rate)
+    own = {stage: _rounded(rate / space.rate * of) for stage, of in space.stage_rates.items()}
+    return changed.with_change("optimizer.stage_lr", own) if own else changed
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.2g}")
 
 
 # -- choosing ---------------------------------------------------------------------------------------------

@@ -6,12 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transferctl import advisedspec, pretrain, strategies, trials, yamlfile
+from transferctl import advisedspec, pretrain, signals, strategies, trials, yamlfile
 from transferctl.budget import Clock, Forecast, in_words
 from transferctl.data import DomainData
 from transferctl.device import Compute
 from transferctl.display import Display
-from transferctl.errors import CheckpointError, DataError, DivergedError, SpecError, is_out_of_memory
+from transferctl.errors import (
+    CheckpointError,
+    DataError,
+    DivergedError,
+    OutOfTime,
+    SpecError,
+    is_out_of_memory,
+)
 from transferctl.model import TransferModel
 from transferctl.paired import Round
 from transferctl.spec import Spec
@@ -54,11 +61,14 @@ class Asked:
 
 @dataclass
 class Search:
-    """choosing: names of the validation images that choose."""
+    """choosing: names of the validation images that choose; rounds: of each seed that confirms what each contender got
+    right of the others, by its name; failed: the names of those that failed there."""
 
     choosing: frozenset[str]
     measured: list[Measured] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    rounds: list[Mapping[str, Round]] = field(default_factory=list)
+    failed: set[str] = field(default_factory=set)
 
 
 def explore(asked: Asked, search: Search, folder: Path) -> None:
@@ -83,14 +93,16 @@ def _tried(
         identity = candidate.verb + yamlfile.dump(spec)
         if identity in known:
             return known[identity]
-        why = _no_time(asked, candidate, search.measured)
-        outcome = None if why else _run(asked, candidate, spec, asked.spec.seed, folder)
+        why, left = _no_time(asked, candidate, search.measured), in_words(asked.clock.left_s)
+        with signals.ending_after(asked.clock.left_s):
+            outcome = None if why else _run(asked, candidate, spec, asked.spec.seed, folder)
+    except OutOfTime:
+        why, outcome = f"stopped: it took longer than the {left} that were left", None
     except Exception as error:
         is_expected = isinstance(error, FAILING) or is_out_of_memory(error)
         if not is_expected or (candidate.name == GIVEN and not isinstance(error, DivergedError)):
             raise
-        why = f"failed: {'out of memory' if is_out_of_memory(error) else one_line(error)}"
-        outcome = None
+        why, outcome = f"failed: {_in_words(error)}", None
     if outcome is None:
         search.left_out.append(LeftOut(candidate, why))
         asked.display.note(f"{candidate.words}: {why}")
@@ -136,41 +148,57 @@ def _run(asked: Asked, candidate: Candidate, spec: Spec, seed: int, folder: Path
     return outcome
 
 
-def confirm(
-    asked: Asked, contending: Sequence[Candidate], choosing: frozenset[str], folder: Path
-) -> list[Mapping[str, Round]]:
-    """All contenders again with other seeds, as many as there is time for, on validation images that did not choose:
-    of each seed what each got right, by its name. A seed keys all that is random, stage 0 too. The last of them gives
-    way where there is no time for all with enough of them."""
+def confirm(asked: Asked, contending: Sequence[Candidate], search: Search, folder: Path) -> None:
+    """All contenders again with other seeds, as many as there is time for, on validation images that did not choose,
+    into `search.rounds`. A seed keys all that is random, stage 0 too. The last of them gives way where there is no time
+    for all with enough of them. One that fails with a seed does not stand, whatever it did with others."""
     if len(contending) > 2 and strategies.ENOUGH_ROUNDS * _round_s(asked, contending) > asked.clock.left_s:
         asked.display.note(f"{contending[-1].words}: no time to confirm it too")
         contending = contending[:-1]
-    rounds: list[Mapping[str, Round]] = []
     for seed in range(asked.spec.seed + 1, asked.spec.seed + 1 + MOST_ROUNDS):
-        if _round_s(asked, contending) > asked.clock.left_s:
-            break
+        if len(contending) < 2 or _round_s(asked, contending) > asked.clock.left_s:
+            return
         try:
-            found = _confirmed(asked, contending, seed, choosing, folder)
+            with signals.ending_after(asked.clock.left_s):
+                found = _confirmed(asked, contending, seed, search, folder)
+        except OutOfTime:
+            asked.display.note(f"seed {seed}: stopped, as the time was up; it does not count")
+            return
         except FAILING as error:
             asked.display.warn(f"seed {seed}: confirming failed: {error}")
-            break
+            return
+        contending = [one for one in contending if one.name in found]
+        if not contending:
+            return
         if not len(found[contending[0].name].names):
             asked.display.note("no validation image is left that did not choose, so nothing can be confirmed")
-            break
-        rounds.append(found)
+            return
+        search.rounds = [{name: one[name] for name in found} for one in (*search.rounds, found)]
         told = "; ".join(f"{one.words} {100 * found[one.name].right.mean():.1f} %" for one in contending)
         asked.display.note(f"seed {seed}, on {len(found[contending[0].name].names)} images that did not choose: {told}")
-    return rounds
 
 
 def _confirmed(
-    asked: Asked, contending: Sequence[Candidate], seed: int, choosing: frozenset[str], folder: Path
+    asked: Asked, contending: Sequence[Candidate], seed: int, search: Search, folder: Path
 ) -> dict[str, Round]:
-    start = asked.start
+    """By name, of those that did not fail."""
+    start, found = asked.start, dict[str, Round]()
     if asked.stage0_s:
         with asked.display.quietly(warnings=False):
             start = pretrain.ensure_source(asked.spec.model_copy(update={"seed": seed}), folder, asked.display)
-    outcomes = {
-        one.name: _run(asked, one, advisedspec.applied(start, one.changes), seed, folder).val for one in contending
-    }
-    return {name: trials.those(outcome, choosing, within=False) for name, outcome in outcomes.items()}
+    for one in contending:
+        try:
+            outcome = _run(asked, one, advisedspec.applied(start, one.changes), seed, folder)
+        except Exception as error:
+            if not isinstance(error, DivergedError) and not is_out_of_memory(error):
+                raise
+            search.failed.add(one.name)
+            search.left_out.append(LeftOut(one, f"failed with seed {seed}: {_in_words(error)}"))
+            asked.display.warn(f"{one.words}: {search.left_out[-1].why}")
+            continue
+        found[one.name] = trials.those(outcome.val, search.choosing, within=False)
+    return found
+
+
+def _in_words(error: Exception) -> str:
+    return "out of memory" if is_out_of_memory(error) else one_line(error)

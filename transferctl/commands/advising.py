@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +34,8 @@ def advise(
         budgets.parse(budget)
         if out is not None and "\0" in str(out):
             raise usage("--out", "must be a path")
+        if force and out is None:
+            raise usage("--force", "is about the FILE of --out, which is missing")
         return load_spec(spec, set_)
 
     def verb(file: SpecFile, display: Display) -> dict[str, Any]:
@@ -40,7 +43,8 @@ def advise(
         from transferctl import budget as budgets
         from transferctl.speccomments import quoted
 
-        asked_by = f"transferctl advise {quoted(file.path)} --budget {budget.strip()}"
+        words = ["--budget", budget.strip(), *(word for text in set_ or () for word in ("--set", text))]
+        asked_by = f"transferctl advise {quoted(file.path)} {shlex.join(words)}"
         return advise.run(file.spec, budgets.parse(budget), out, force, runs_dir, display, asked_by=asked_by)
 
     run_verb(verb, load, json, debug)
