@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from transferctl.sweeps import methods, rows, space, specs
+from transferctl.display import Display
+from transferctl.sweeps import methods, rows, show, space, specs
+from transferctl.sweeps.book import Asked
 from transferctl.sweeps.rows import Row
 from transferctl.sweeps.space import Member, Points, Range
 
@@ -156,6 +158,21 @@ def test_a_setting_of_which_a_seed_failed_is_not_picked_by_those_that_did_not() 
     failed = row(3, None, state="failed", settings={"lambda": "1", "seed": "3"})
     best = rows.picked(rows.ranked([*seeds, failed, row(4, 0.5)]))
     assert best is not None and best.rows[0].member.number == 4
+
+
+def test_source_as_a_setting_has_a_column_beside_that_of_its_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    display = Display()
+    monkeypatch.setattr(display, "table", lambda title, columns, rows: shown.extend([columns, *rows]))
+    found = [row(i, 0.9, change=-0.01 * i, settings={"source": text}) for i, text in enumerate(("null", "{a: b}"), 1)]
+    over = "source=null,{a: b}"
+    asked = Asked("finetune", axes_of(over), "grid", 0, prune=False, seed=0)
+    show.table(asked, rows.ranked(found), {}, display)
+    assert [cells[1:4:2] for cells in map(list, shown)] == [
+        ["source =", "source"],
+        ["null", "-1.0"],
+        ["{a: b}", "-2.0"],
+    ]
 
 
 def test_overlapping_settings_are_counted_and_the_cheapest_of_them_named() -> None:

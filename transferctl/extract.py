@@ -29,8 +29,6 @@ from transferctl.saving import Saver
 from transferctl.spec import Spec
 from transferctl.training import GoesOn, to_the_end
 
-UNUSED = ("candidates", "from_run", "frozen", "batchnorm", "head_first", "target_weight", "penalties", "augment")
-
 
 def run(
     spec: Spec, runs_dir: Path, display: Display, resumed: Resumed | None = None, goes_on: GoesOn = to_the_end
@@ -47,7 +45,9 @@ def run(
     model.freeze("all", BatchNorm())
     model.freeze_head("source")
     model.place(compute)
-    pipeline.say_unused(spec, unused(spec), "extract (the backbone is frozen, features are computed once)", display)
+    pipeline.say_unused(
+        spec, plan.unused_by_extract(spec), "extract (the backbone is frozen, features are computed once)", display
+    )
     display.note(f"objective: {plan.extract(spec)}")
     with (
         runs.start(
@@ -82,14 +82,3 @@ def run(
     report.at_end(folder.path, spec, display)
     display.result(str(folder.path))
     return folder.summary
-
-
-def unused(spec: Spec) -> list[str]:
-    """What extract does not read of the spec, as keys for `pipeline.say_unused`."""
-    found = list(UNUSED)
-    found += ["source"] if spec.backbone.weights != "source" else []
-    found += ["pretrain"] if spec.backbone.weights != "source" and spec.baseline is None else []
-    if spec.head.solver == "lbfgs":  # the network from scratch has epochs of its own, but this batch size
-        found += [key for key in plan.OF_SGD if key != "batch_size" or spec.baseline is None]
-        found += ["checkpoint"]
-    return found

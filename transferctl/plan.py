@@ -52,6 +52,18 @@ def unused(spec: Spec) -> list[str]:
     ]
 
 
+def unused_by_extract(spec: Spec) -> list[str]:
+    """The same of extract."""
+    found = list(OF_FINETUNE)
+    found += ["source"] if spec.backbone.weights != "source" else []
+    found += ["pretrain"] if spec.backbone.weights != "source" and spec.baseline is None else []
+    if spec.head.solver == "lbfgs":  # the network from scratch has epochs of its own, but this batch size
+        found += [key for key in OF_SGD if key != "batch_size" or spec.baseline is None]
+        found += ["checkpoint"]
+    return found
+
+
+OF_FINETUNE = ("candidates", "from_run", "frozen", "batchnorm", "head_first", "target_weight", "penalties", "augment")
 OF_FROZEN_STAGES = ("cache", "compile")
 OF_THE_JOINT_STEP = ("batch_size", "label_smoothing", "augment", "gradient_cosine")  # keys of `source`
 OF_SGD = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transferctl import data, errors, extract, jsontext, pipeline, plan
+from transferctl import data, errors, jsontext, pipeline, plan
 from transferctl.display import Display
 from transferctl.spec import Spec
 from transferctl.sweeps.book import Asked
@@ -49,7 +49,9 @@ def look_at_data(wholes: Sequence[Spec], display: Display) -> None:
 
 def _unread(spec: Spec, verb: str) -> set[str]:
     """Keys that a member does not look at."""
-    unused = {"extract": extract.unused, "finetune": plan.unused}[verb](spec.model_copy(update={"baseline": None}))
+    unused = {"extract": plan.unused_by_extract, "finetune": plan.unused}[verb](
+        spec.model_copy(update={"baseline": None})
+    )
     return set(map(_as_written, unused))
 
 
@@ -61,7 +63,7 @@ def _as_written(name: str) -> str:
 
 def _why_unused(key: str, verb: str) -> str:
     """With what would use it."""
-    if verb == "extract" and key in map(_as_written, extract.UNUSED):
+    if verb == "extract" and key in map(_as_written, plan.OF_FINETUNE):
         return "extract does not use it; sweep it with --verb finetune"
     solver = " with head.solver: lbfgs" if verb == "extract" and key in plan.OF_SGD else ""
     return f"{verb} does not use it{solver}, so that members would not differ; leave it out"

@@ -57,7 +57,7 @@ def table(asked: Asked, settings: Sequence[Setting], fronts: Mapping[str, Sequen
     repeats = max(len(setting.rows) for setting in settings) > 1
     columns: dict[str, Callable[[int, Setting], str]] = {
         "member": lambda i, one: _numbers(one),
-        **{key: lambda i, one, key=key: _value(one.values[key]) for key in keys},  # type: ignore[misc]
+        **{_title(key): lambda i, one, key=key: _value(one.values[key]) for key in keys},  # type: ignore[misc]
         "val, %": lambda i, one: _accuracy(one, repeats),
         "source": lambda i, one: _points(one.change),
         "s": lambda i, one: _seconds(one),
@@ -135,6 +135,11 @@ def drawn(asked: Asked, settings: Sequence[Setting], fronts: Mapping[str, Sequen
 
 
 # -- cells ----------------------------------------------------------------------------------------------
+
+
+def _title(key: str) -> str:
+    """`source` as a setting stands beside the column of what was forgotten of it."""
+    return "source =" if key == "source" else key
 
 
 def _short(asked: Asked, setting: Setting) -> str:

@@ -22,7 +22,7 @@ class Specs:
     paths are looked for, those of `--over` too, whichever of both it is."""
 
     file: SpecFile
-    folders: Sequence[Path]
+    folders: Sequence[Path] = ()
 
     def whole(self, member: Member) -> Spec:
         """With all that the file has. Raises SpecError, each problem at its `--over`."""
