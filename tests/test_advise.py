@@ -298,6 +298,20 @@ def test_the_file_says_how_it_was_asked_for_settings_too(folder: Path, invoke: I
     assert said in " ".join(out.read_text().replace("\n#", "").split())
 
 
+def test_a_probe_that_takes_longer_than_the_budget_is_stopped_and_what_then_is_unknown_is_no_advice(
+    folder: Path, invoke: Invoke, monkeypatch: Any
+) -> None:
+    def endless(*asked: Any) -> Any:
+        while True:
+            time.sleep(0.01)
+
+    monkeypatch.setattr("transferctl.learningcurve.probe_curve", endless)
+    code, answer = invoke("advise", folder / "five.yaml", "--budget", "3s", "--runs-dir", folder / "endless")
+    assert code == 2 and "--budget 3s: is too little: there was no time for a linear probe" in answer["error"]
+    (run,) = (folder / "endless").iterdir()
+    assert "the probe: stopped" in jsontext.read(run / "summary.json")["learning_curve"]["left_out"][0]
+
+
 def test_a_budget_below_the_features_is_refused_with_what_would_do(folder: Path, invoke: Invoke) -> None:
     code, answer = invoke("advise", folder / "five.yaml", "--budget", "0.001s", "--runs-dir", folder / "less")
     assert code == 2 and "--budget 0.001s: is too little" in answer["error"] and "would do" in answer["error"]

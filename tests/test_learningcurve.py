@@ -6,10 +6,18 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binomtest
 
-from transferctl import learningcurve
+from transferctl import learningcurve, pipeline
+from transferctl.budget import Clock, Forecast, Rates
+from transferctl.data import DomainData
+from transferctl.device import Compute
+from transferctl.display import Display
+from transferctl.errors import OutOfTime
 from transferctl.learningcurve import PARTS, Curves, OutOfFold, Point
+from transferctl.paired import Outcomes
+from transferctl.spec import Spec
 
 
 def point(labels: int, *shares: float, n: int = 200) -> Point:
@@ -43,6 +51,41 @@ def test_fewer_labels_from_scratch_take_as_many_steps() -> None:
     """30 epochs of 200 images in batches of 32 are 210 steps; 25 images are one step an epoch."""
     assert learningcurve._as_long(30, 200, 25, 32) == 210
     assert learningcurve._as_long(30, 200, 200, 32) == 30
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_training_from_scratch_that_is_slower_than_expected_is_expected_to_stay_so(
+    is_stopped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two trainings would fit by the forecast; the first takes ten times as long, or is stopped at the end."""
+    spec = Spec.model_validate({
+        "backbone": {"name": "resnet18", "weights": "none"}, "preprocess": {"resize": 8, "crop": 8},
+        "target": {"train": {"dataset": "digits", "per_class": 16, "classes": ["1", "2"]}},
+    })  # fmt: skip
+    target, now = pipeline.load_target(spec, Display()), [0.0]
+    forecast = Forecast(Rates(0.0, (1e-3,), (0.0,)))
+    a_run_s = 30 * len(target.train) * 3e-3  # 30 epochs, forward and back
+
+    def trained(spec: Spec, epochs: int, target: DomainData, *rest: object) -> object:
+        now[0] += 10 * a_run_s
+        if is_stopped:
+            raise OutOfTime
+        return {}, Outcomes(np.ones(len(target.val), bool), np.zeros(len(target.val)))
+
+    monkeypatch.setattr("transferctl.baseline.from_scratch", trained)
+    curves = learningcurve.with_scratch(
+        Curves(()), spec, target, Compute(torch.device("cpu"), False, ""), Clock(1e6, 0.0, lambda: now[0]), forecast,
+        11 * a_run_s, Display(),
+    )  # fmt: skip
+    assert [point.labels for point in curves.scratch] == ([] if is_stopped else [len(target.train)])
+    assert len(curves.left_out) == (4 if is_stopped else 3)
+    assert ("stopped after" in curves.left_out[0]) == is_stopped
+
+
+def test_where_few_labels_alone_show_that_transfer_helps_it_says_so_of_them() -> None:
+    curves = Curves((point(50, 0.8, 0.8), point(100, 0.8)), (point(50, 0.4), point(100, 0.8)))
+    told = learningcurve.sentences(curves)[0]
+    assert told.startswith("Transfer helps with 50 labels; with more that cannot be told: with 100 labels")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_1samp
+from scipy.stats import binomtest, ttest_1samp
 
 from transferctl import paired, strategies
 from transferctl.paired import Round
@@ -235,6 +235,17 @@ def test_of_one_seed_the_pooled_difference_is_the_paired_one() -> None:
     assert pooled["standard_error"] == pytest.approx(differences.std() / np.sqrt(200), rel=0.1)
     for end in ("low", "high"):
         assert pooled[f"accuracy_difference_{end}"] == pytest.approx(alone[f"accuracy_difference_{end}"], abs=0.02)
+
+
+@pytest.mark.parametrize(("before", "after"), [(8, 8), (0, 8)])
+def test_where_no_image_differs_from_the_others_the_interval_is_clopper_and_pearsons(before: int, after: int) -> None:
+    """Eight images on which two strategies agree do not say that they always do."""
+    names = tuple("abcdefgh")
+    found = paired.pooled_difference([Round(names, hits(8, before))] * 2, [Round(names, hits(8, after))] * 2)
+    none_of_eight = binomtest(0, 8).proportion_ci(0.95, method="exact").high
+    difference = (after - before) / 8
+    assert found["accuracy_difference_low"] == pytest.approx(difference - none_of_eight)
+    assert found["accuracy_difference_high"] == pytest.approx(min(difference + none_of_eight, 1))
 
 
 def test_the_same_images_with_more_seeds_are_not_more_images() -> None:

@@ -86,8 +86,7 @@ def verdict(found: Found) -> str:
     decision, on = found.decision, f"on {counted(found.confirming, 'validation image')} that chose nothing"
     seeds = counted(decision.rounds, "seed")
     if not found.trials:
-        basis = "rests on the linear probe alone" if found.curves.out_of_fold else "rests on nothing that was measured"
-        return f"There was no time for a trial: this {basis}. {NO_TEST}"
+        return f"There was no time for a trial: this rests on the linear probe alone. {NO_TEST}"
     if found.why_no_given:
         return f"Your spec: {found.why_no_given}. So nothing is said of whether the proposal beats it. {NO_TEST}"
     if decision.chosen.name == GIVEN:
@@ -145,8 +144,8 @@ def _of_the_verb(found: Found) -> Choice:
     if not trials:
         evidence = _probe(found)
     else:
-        parts = [f"{trial.candidate.words}: {percent(trial.accuracy)}" for trial in _few(features, tuned)]
-        evidence = f"Validation accuracy, n = {found.choosing}. {'; '.join(parts)}. {_confirmed(found)}".rstrip()
+        few = _accuracies(_few(features, tuned))
+        evidence = f"Validation accuracy, n = {found.choosing}: {few}. {_confirmed(found)}".rstrip()
     if chosen.verb == "extract":
         value = "extract, a head on frozen features"
         otherwise = "More labels, or more validation data, could show that fine-tuning gains something; a larger --budget confirms with more seeds."  # noqa: E501
@@ -167,14 +166,17 @@ def _confirmed(found: Found) -> str:
     if not found.decision.accuracies:
         return ""
     by_name = {trial.candidate.name: trial.candidate.words for trial in found.trials}
-    means = "; ".join(f"{by_name[name]}: {percent(of)}" for name, of in found.decision.accuracies.items())
-    return f"Again with {counted(found.decision.rounds, 'other seed')}, n = {found.confirming}. {means}."
+    means = "; ".join(f"{by_name[name]} {percent(of)}" for name, of in found.decision.accuracies.items())
+    return f"Again with {counted(found.decision.rounds, 'other seed')}, n = {found.confirming}: {means}."
 
 
 def _probe(found: Found) -> str:
     fold = found.curves.out_of_fold
     majority = f"always the largest class {percent(found.facts.majority)}"
-    return f"Linear probe {percent(fold.accuracy)}, {majority}." if fold else "No trial was made."
+    if fold:
+        return f"Linear probe {percent(fold.accuracy)}, {majority}."
+    most = found.curves.probe[-1]
+    return f"Linear probe on {most.labels:,} labels {percent(most.mean)} of validation data, {majority}."
 
 
 def _of_the_head(found: Found) -> Choice:
@@ -189,11 +191,10 @@ def _of_the_head(found: Found) -> Choice:
 def _of_head_first(found: Found) -> Choice:
     tried = [trial for trial in found.trials if "head_first" in trial.candidate.changes]
     given = [trial for trial in found.trials if trial.candidate.name == GIVEN]
-    parts = [f"{trial.candidate.words}: {percent(trial.accuracy)}" for trial in (*given, *tried[:1])]
     return Choice(
         "head_first", "the new head is trained first, on frozen features (LP-FT)",
         "A head that starts at random sends gradients into the backbone that distort it. Validation accuracy: "
-        f"{'; '.join(parts)}.",
+        f"{_accuracies([*given, *tried[:1]])}.",
         "Many labels and epochs make it matter less.",
     )  # fmt: skip
 
@@ -212,33 +213,40 @@ def _of_the_depth(found: Found) -> Choice:
     )
     if not tried:
         return Choice("frozen", value, "As in your spec; no other depth was tried.", "A larger --budget tries others.")
-    parts = "; ".join(f"{trial.candidate.words}: {percent(trial.accuracy)}" for trial in tried)
     return Choice(
-        "frozen", value, f"Validation accuracy, n = {found.choosing}, deeper while that helped. {parts}.",
+        "frozen", value, f"Validation accuracy, n = {found.choosing}, deeper while that helped: {_accuracies(tried)}.",
         "More labels let more stages learn.",
     )  # fmt: skip
 
 
 def _of(key: str, given: float, others: str, found: Found) -> Choice:
-    """A number: what was tried around it."""
+    """A number: what was tried around it, all else alike."""
+    is_rate = key == "optimizer.lr"
+    moved = {key, "optimizer.stage_lr"} if is_rate else {key}
     value = found.decision.chosen.changes.get(key, given)
     tried = [trial for trial in found.trials if key in trial.candidate.changes]
+    if is_rate:
+        tried = [trial for trial in tried if "lambda" not in trial.candidate.changes]
     if not tried:
         return Choice(
             key, f"{value:g}, as in your spec", "No other was tried.", f"A larger --budget tries {others}."
         )  # fmt: skip
-    base = tried[0].candidate.changes.keys() - {key, *(["optimizer.stage_lr"] if key == "optimizer.lr" else [])}
-    around = [trial for trial in found.trials if trial.candidate.changes.keys() == base][-1:]
-    parts = "; ".join(f"{trial.candidate.words}: {percent(trial.accuracy)}" for trial in (*around, *tried))
+
+    def rest(trial: Measured) -> dict[str, Any]:
+        return {name: of for name, of in trial.candidate.changes.items() if name not in moved}
+
+    alike = [trial for trial in found.trials if trial.candidate.verb == "finetune" and rest(trial) == rest(tried[0])]
     kept = ", as in your spec" if value == given else ""
-    kept += (
-        "; stage_lr with it" if key == "optimizer.lr" and "optimizer.stage_lr" in found.decision.chosen.changes else ""
-    )
+    kept += "; stage_lr with it" if is_rate and "optimizer.stage_lr" in found.decision.chosen.changes else ""
     return Choice(
-        key, f"{value:g}{kept}", f"Validation accuracy, n = {found.choosing}. {parts}.",
-        "More epochs ask for a lower one, fewer for a higher one." if key == "optimizer.lr" else
+        key, f"{value:g}{kept}", f"Validation accuracy, n = {found.choosing}: {_accuracies(alike)}.",
+        "More epochs ask for a lower one, fewer for a higher one." if is_rate else
         "A larger λ weighs the target more, a smaller one what the backbone knew.",
     )  # fmt: skip
+
+
+def _accuracies(trials: Sequence[Measured]) -> str:
+    return "; ".join(f"{trial.candidate.words} {percent(trial.accuracy)}" for trial in trials)
 
 
 # -- for --json -----------------------------------------------------------------------------------------------

@@ -239,6 +239,9 @@ def _decide(asked: Asked, facts: DataFacts, curves: Curves, folder: Run) -> Foun
                 trialsearch.confirm(asked, candidates, search, folder.path / "trials")
             standing = [one for one in contending if _stands(one, search)]
             decision = strategies.decide(standing or contending, search.rounds if standing else ())
+        elif not curves.probe:
+            message = "is too little: there was no time for a linear probe, nor for a trial"
+            raise SpecError([Problem("", message, f"--budget {asked.clock.budget_s:g}s")])
     finally:
         spread = _by_seed(search.rounds)
         folder.summary |= advicewords.trials_as_json(search.measured, search.left_out)

@@ -100,7 +100,8 @@ def nested_draws(labels: np.ndarray, classes: int, parts: Sequence[float], seed:
 def probe_curve(
     train: FeatureTable, val: FeatureTable, classes: int, seed: int, compute: Compute, clock: Clock, allowed_s: float
 ) -> Curves:
-    """Smallest first, as each tells how long the next takes. allowed_s: for all of it."""
+    """Smallest first, as each tells how long the next takes. allowed_s: for all of it; all labels, which say most, may
+    take what is left of the budget."""
     labels, end = train.split.labels, clock.left_s - allowed_s
     draws = [nested_draws(labels, classes, PARTS, seed + draw) for draw in range(DRAWS)]
     points, left_out, a_label_s = list[Point](), list[str](), 0.0
@@ -117,7 +118,7 @@ def probe_curve(
             right.append(_right(_fitted(heads.some_of(train, chosen[level], classes, compute), seed)[0], val))
             a_label_s = (before - clock.left_s) / n
         points.append(Point(n, tuple(right)))
-    if a_label_s * len(labels) > clock.left_s - end:
+    if a_label_s * len(labels) > clock.left_s:
         return Curves(tuple(points), left_out=(*left_out, f"the probe on all {len(labels):,} labels"))
     fitted, out_of_fold = _fitted(heads.samples_of(train, classes, compute), seed)
     points.append(Point(len(labels), (_right(fitted, val),)))
@@ -161,30 +162,31 @@ def with_scratch(
     chosen = {len(rows): rows for rows in [*drawn, np.arange(len(target.train))]}
     points, left_out = list[Point](), list[str]()
     settings = spec.pretrain.model_copy(update={"keep": "last", "early_stopping": None})
-    trained = spec.model_copy(update={"pretrain": settings})
+    trained, slower = spec.model_copy(update={"pretrain": settings}), 1.0  # than was expected
     for n in sorted(chosen, reverse=True):
         some = target.val.rows(np.arange(1))  # validated after each epoch, for nothing: the last one is kept
         part = replace(target, train=target.train.rows(chosen[n]), val=some, test=target.val)
         rounds = _as_long(epochs, len(target.train), n, spec.batch_size)
-        expected = forecast.factor * forecast.rates.seconds(Work(rounds, steps_per_epoch(n, spec.batch_size), n, 1, 0))
+        work = Work(rounds, steps_per_epoch(n, spec.batch_size), n, 1, 0)
+        expected = slower * forecast.factor * forecast.rates.seconds(work)
         if expected > min(allowed_s, clock.left_s):
             left_out.append(f"from scratch on {n:,} labels: about {duration(expected)}, more than there is for it")
             continue
-        before = clock.left_s
+        before, outcomes, why = clock.left_s, None, ""
         try:
             with display.quietly(warnings=False), signals.ending_after(min(LATE * allowed_s, clock.left_s)):
                 _, outcomes = baseline.from_scratch(trained, rounds, part, compute, display)
-        except (DivergedError, SpecError, OutOfTime) as error:
-            took = f"stopped after {duration(before - clock.left_s)}; {duration(expected)} were expected"
-            why = took if isinstance(error, OutOfTime) else one_line(error)
+        except OutOfTime:
+            why = f"stopped after {duration(before - clock.left_s)}; {duration(expected)} were expected"
+        except (DivergedError, SpecError) as error:
+            why = one_line(error)
+        took = before - clock.left_s
+        allowed_s, slower = allowed_s - took, max(slower * took / expected, 0.0 if outcomes else slower)
+        if outcomes is None:
             left_out.append(f"from scratch on {n:,} labels: {why}")
-            allowed_s -= before - clock.left_s
             continue
-        allowed_s -= before - clock.left_s
         points.append(Point(n, (outcomes.right,)))
-        display.note(
-            f"from scratch on {n:,} labels: {percent(points[-1].mean)}; took {duration(before - clock.left_s)}"
-        )
+        display.note(f"from scratch on {n:,} labels: {percent(points[-1].mean)}; took {duration(took)}")
     return replace(curves, scratch=tuple(reversed(points)), left_out=(*curves.left_out, *left_out))
 
 

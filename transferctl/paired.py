@@ -117,6 +117,8 @@ def pooled_difference(before: Sequence[Round], after: Sequence[Round]) -> dict[s
     name, difference = "accuracy_difference", float(gained.sum() / seen.sum())
     found = _interval(name, difference, drawn)
     half = _students_half(gained.sum(0) / seen.sum(0))
+    if not np.ptp(drawn):  # no sample tells them apart, or all do alike: others might
+        half = max(half, bootstrap.exact_share(0, n)[1])
     found[f"{name}_low"] = max(min(found[f"{name}_low"], difference - half), -1.0)
     found[f"{name}_high"] = min(max(found[f"{name}_high"], difference + half), 1.0)
     return found | {"standard_error": float(drawn.std())}
