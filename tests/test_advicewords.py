@@ -55,15 +55,18 @@ def test_a_rate_varied_around_the_given_spec_is_shown_beside_it() -> None:
     )
 
 
-def test_without_a_trial_it_says_which_probe_it_rests_on() -> None:
-    features, some = strategies.on_features(SPACE), Point(5, (np.arange(10) < 6, np.arange(10) < 8))
+def test_without_a_trial_the_spec_stays_and_it_says_which_probe_there_is() -> None:
+    given, some = strategies.as_given(SPACE), Point(5, (np.arange(10) < 6, np.arange(10) < 8))
     for curves, probe in (
         (Curves((some,)), "Linear probe on 5 labels 70.0 % of validation data"),
         (Curves((some,), out_of_fold=OutOfFold(8, 10, 5)), "Linear probe 80.0 %"),
     ):
-        told = found({}, features, curves=curves)
-        assert evidence(advicewords.choices(told))["verb"] == f"{probe}, always the largest class 50.0 %."
-        assert "rests on the linear probe alone" in advicewords.verdict(told)
+        told = found({}, given, curves=curves)
+        assert (
+            evidence(advicewords.choices(told))["verb"]
+            == f"No trial was made. {probe}, always the largest class 50.0 %."
+        )
+        assert "keep it" in advicewords.verdict(told)
 
 
 def test_a_given_spec_that_failed_with_another_seed_is_not_compared_with() -> None:

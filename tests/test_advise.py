@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from transferctl import advisedspec, jsontext, trials, trialsearch, yamlfile
-from transferctl.errors import DivergedError, OutOfTime, SpecError
+from transferctl.errors import DivergedError, OutOfTime, SpecError, Terminated
 from transferctl.paired import Round
 from transferctl.spec import Spec
 
@@ -214,12 +214,33 @@ def test_the_difference_names_what_changes_alone() -> None:
 # -- time, and what is odd ----------------------------------------------------------------------------------
 
 
-def test_too_little_for_a_trial_is_advice_from_the_probe_alone(folder: Path, invoke: Invoke, monkeypatch: Any) -> None:
+def test_too_little_for_a_trial_leaves_the_spec_as_it_is(folder: Path, invoke: Invoke, monkeypatch: Any) -> None:
     monkeypatch.setattr("transferctl.trialsearch.Asked.seconds", lambda self, candidate: 1e6)
     code, answer = invoke("advise", folder / "five.yaml", "--budget", "1h", "--runs-dir", folder / "few")
-    assert code == 0 and answer["trials"] == [] and answer["advised"]["verb"] == "extract"
-    assert "rests on the linear probe alone" in answer["verdict"]
+    assert code == 0 and answer["trials"] == [] and answer["advised"]["verb"] == "finetune" and not answer["changed"]
+    assert "nothing speaks for another spec than yours: keep it" in answer["verdict"]
     assert answer["left_out"][0]["strategy"] == "your spec" and "not tried" in answer["left_out"][0]["reason"]
+
+
+def test_one_that_is_stopped_before_its_advice_names_no_file_and_keeps_the_probe(
+    folder: Path, invoke: Invoke, monkeypatch: Any
+) -> None:
+    def stop(*_: Any) -> Any:
+        raise Terminated
+
+    monkeypatch.setattr("transferctl.learningcurve.with_scratch", stop)
+    code, answer = invoke("advise", folder / "five.yaml", "--budget", "1h", "--runs-dir", folder / "stopped")
+    assert code == 143 and answer["probe"]["n"] > 0
+    code, answer = invoke("eval", answer["run"])
+    assert code == 4 and "has not come to its advice" in answer["error"] and "advised.yaml" not in answer["error"]
+
+
+def test_all_unreadable_images_are_named_at_once(image_folder: Any, spec: Path, invoke: Invoke) -> None:
+    broken = [next((spec.parent / split / "ants").iterdir()) for split in ("train", "val")]
+    for path in broken:
+        path.write_bytes(b"no image")
+    code, answer = invoke("advise", spec, "--budget", "1h", "--runs-dir", spec.parent / "runs")
+    assert code == 3 and all(str(path) in answer["error"] for path in broken)
 
 
 def test_a_trial_that_takes_far_longer_than_expected_is_stopped_at_the_budget(
@@ -392,7 +413,7 @@ def test_an_interrupt_leaves_what_was_found_and_says_where(folder: Path) -> None
     answer = json.loads(stdout)
     assert (process.returncode, answer["status"]) == (130, "interrupted") and "Traceback" not in stderr
     assert answer["learning_curve"]["probe"] and answer["trials"] == []
-    assert re.search(r"stopped: what was found so far \(data, learning_curve.*summary\.json", stderr)
+    assert re.search(r"stopped: what was found so far \(data, probe, learning_curve.*summary\.json", stderr)
     assert jsontext.read(Path(answer["run"]) / "summary.json")["data"] == answer["data"]
 
 

@@ -49,7 +49,8 @@ def probe_rows(curves: Curves, facts: DataFacts) -> list[list[str]]:
         ["by chance", percent(1 / len(facts.counts)), ""],
     ]
     if found is None:
-        return [["linear probe", "", "not cross-validated: a class has one image, or there was no time"], *rows]
+        why = "a class has one image" if min(facts.counts.values()) < 2 else "there was no time for it on all labels"
+        return [["linear probe", "", f"not cross-validated: {why}"], *rows]
     low, high = found.interval
     interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
     how = f"{interval}; {found.folds} folds of {counted(found.n, 'training image')}"
@@ -86,7 +87,10 @@ def verdict(found: Found) -> str:
     decision, on = found.decision, f"on {counted(found.confirming, 'validation image')} that chose nothing"
     seeds = counted(decision.rounds, "seed")
     if not found.trials:
-        return f"There was no time for a trial: this rests on the linear probe alone. {NO_TEST}"
+        return (
+            "There was no time for a trial, so nothing speaks for another spec than yours: keep it, or give a larger "
+            f"--budget. {NO_TEST}"
+        )
     if found.why_no_given:
         return f"Your spec: {found.why_no_given}. So nothing is said of whether the proposal beats it. {NO_TEST}"
     if decision.chosen.name == GIVEN:
@@ -142,7 +146,7 @@ def _of_the_verb(found: Found) -> Choice:
     features = next((trial for trial in trials if trial.candidate.name == FEATURES), None)
     tuned = [trial for trial in trials if trial.candidate.verb == "finetune"]
     if not trials:
-        evidence = _probe(found)
+        evidence = f"No trial was made. {_probe(found)}"
     else:
         few = _accuracies(_few(features, tuned))
         evidence = f"Validation accuracy, n = {found.choosing}: {few}. {_confirmed(found)}".rstrip()

@@ -77,13 +77,15 @@ def run(
         _saying_what_there_is(folder, display),
     ):
         results.describe_run(folder, spec.seed, asked.compute, asked.model, splits, display)
-        told = f"it is a run of advise; train the spec that it advised, {folder.path / FILE}"
+        told = "it is a run of advise, which has not come to its advice"
         folder.summary |= {"budget_s": budget_s, "skipped": asked.target.skipped, "without_model": told}
         facts = _look_at_the_data(asked, folder)
         curves = _learning_curve(asked, facts, folder)
         found = _decide(asked, facts, curves, folder)
         _tell(asked, spec, found, folder)
         _write(asked, spec, found, folder, out, asked_by)
+        told = f"it is a run of advise; train the spec that it advised, {folder.path / FILE}"
+        folder.summary["without_model"] = told
     display.result(str(folder.path))
     return folder.summary
 
@@ -122,7 +124,8 @@ def _set_up(spec: Spec, budget_s: float, runs_dir: Path, display: Display) -> As
     space = _space(spec, target, model, display)
     model.freeze("all", BatchNorm())
     model.place(compute)
-    rates = trials.measured_rates(model, pipeline.task_of(spec), target.train, compute)
+    with pipeline.naming_all_broken(target.splits(), spec, display):
+        rates = trials.measured_rates(model, pipeline.task_of(spec), target.train, compute)
     return Asked(
         blind, start, stage0_s, target, source, model, compute, space, clock, Forecast(rates), display
     )  # fmt: skip
@@ -151,7 +154,7 @@ def _saying_what_there_is(folder: Run, display: Display) -> Iterator[None]:
     try:
         yield
     except signals.ENDING:
-        there = [key for key in ("data", "learning_curve", "trials") if key in folder.summary]
+        there = [key for key in ("data", "probe", "learning_curve", "trials") if key in folder.summary]
         found = f"what was found so far ({shown(there)}) is in {folder.path}/summary.json" if there else "nothing yet"
         display.note(f"stopped: {found}; run again, what frozen stages computed comes from the cache")
         raise
@@ -180,6 +183,9 @@ def _learning_curve(asked: Asked, facts: DataFacts, folder: Run) -> Curves:
     except OutOfTime:
         curves = Curves((), left_out=("the probe: stopped, as the time was up",))
     display.table("Linear probe", ["", "accuracy", ""], advicewords.probe_rows(curves, facts))
+    if fold := curves.out_of_fold:
+        low, high = fold.interval
+        folder.summary["probe"] = {"accuracy": fold.accuracy, "accuracy_low": low, "accuracy_high": high, "n": fold.n}
     budget_s, spare_s = asked.clock.budget_s, asked.clock.left_s - trialsearch.least_s(asked)
     allowed_s = max(min(SCRATCH_SHARE * budget_s, spare_s), LEAST_SCRATCH_SHARE * budget_s)
     curves = learningcurve.with_scratch(
@@ -192,10 +198,6 @@ def _learning_curve(asked: Asked, facts: DataFacts, folder: Run) -> Curves:
     for sentence in learningcurve.sentences(curves):
         display.result(sentence)
     folder.write_text(learningcurve.PLOT, learningcurve.drawn(curves, facts.majority))
-    fold = curves.out_of_fold
-    if fold:
-        low, high = fold.interval
-        folder.summary["probe"] = {"accuracy": fold.accuracy, "accuracy_low": low, "accuracy_high": high, "n": fold.n}
     folder.summary["learning_curve"] = learningcurve.as_json(curves)
     return curves
 
@@ -229,7 +231,7 @@ def _tables(asked: Asked) -> dict[str, FeatureTable]:
 def _decide(asked: Asked, facts: DataFacts, curves: Curves, folder: Run) -> Found:
     """Trials, then the contenders again on images and with seeds that chose nothing."""
     search = Search(trials.choosing(asked.target.val, asked.is_held_out, asked.spec.seed))
-    decision = strategies.Decision(strategies.on_features(asked.space))
+    decision = strategies.Decision(strategies.as_given(asked.space))  # stays where nothing was tried
     try:
         trialsearch.explore(asked, search, folder.path / "trials")
         if search.measured:

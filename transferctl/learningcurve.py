@@ -170,7 +170,8 @@ def with_scratch(
         work = Work(rounds, steps_per_epoch(n, spec.batch_size), n, 1, 0)
         expected = slower * forecast.factor * forecast.rates.seconds(work)
         if expected > min(allowed_s, clock.left_s):
-            left_out.append(f"from scratch on {n:,} labels: about {duration(expected)}, more than there is for it")
+            why = f"{rounds} epochs take about {duration(expected)}, more than there is for it"
+            left_out.append(f"from scratch on {n:,} labels: {why}")
             continue
         before, outcomes, why = clock.left_s, None, ""
         try:

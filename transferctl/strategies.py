@@ -107,7 +107,7 @@ Trials = Generator[Candidate, Measured | None, None]  # is sent what was measure
 def candidates(space: Space) -> Trials:
     """One after the other: the given spec; a head on frozen features; LP-FT, deeper while that helps; then, around the
     best of what fine-tunes, the learning rate and λ."""
-    best = yield Candidate(GIVEN, "your spec", "finetune", {}, space.thawed)
+    best = yield as_given(space)
     yield on_features(space)
     deepest = None
     for thawed in depths(len(space.stages)):
@@ -138,6 +138,10 @@ def candidates(space: Space) -> Trials:
 def depths(stages: int) -> list[int]:
     """How many of the last stages are thawed, in turn: 1, 2, 4 …, all."""
     return [*(2**power for power in range(stages.bit_length()) if 2**power < stages), stages]
+
+
+def as_given(space: Space) -> Candidate:
+    return Candidate(GIVEN, "your spec", "finetune", {}, space.thawed)
 
 
 def on_features(space: Space) -> Candidate:
