@@ -215,6 +215,13 @@ def test_what_cannot_be_loaded_is_told_with_its_reason_and_the_rest_are_ranked(r
     assert "no torch file" in reasons["broken.pth"] and "no such weights" in reasons["nope.pth"]
 
 
+def test_a_library_that_is_not_there_is_told_by_its_name(ranked: Any) -> None:
+    answer = ranked("resnet18:none", "foo/resnet18")
+    assert list(by_label(answer)) == ["resnet18:none"]
+    reason = "there is no library foo (there are timm, torchvision), and no file or run folder foo/resnet18"
+    assert answer["failed"] == {"foo/resnet18": f"backbone.name: {reason}"}
+
+
 def test_features_that_are_no_numbers_are_a_fault_of_that_backbone(ranked: Any, tmp_path: Path) -> None:
     def overflow(net: Any) -> None:
         for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
