@@ -79,12 +79,8 @@ def _parts(text: str, folders: Sequence[Path]) -> Written:
         if not weights:
             raise ValueError(f"{text!r} names no weights; write {name} for the default ones, or {name}:none")
         return Written(library, name, weights) if is_published else Written(library, name, path=weights)
-    if (
-        library is None
-        and _OF_A_LIBRARY.fullmatch(name)
-        and (is_published or not colon)
-        and not _is_there(rest, folders)
-    ):
+    is_of_a_library = _OF_A_LIBRARY.fullmatch(name) and (is_published or not colon)
+    if library is None and is_of_a_library and not _is_there(rest, folders):
         return Written(None, name, weights)  # of a library that is not there: loading it tells so
     if library is None and _is_path(rest, folders):
         return Written(None, None, path=rest)
