@@ -176,7 +176,7 @@ def with_scratch(
                 _, outcomes = baseline.from_scratch(trained, rounds, part, compute, display)
         except (DivergedError, SpecError, OutOfTime) as error:
             took = f"stopped after {duration(before - clock.left_s)}; {duration(expected)} were expected"
-            why = took if isinstance(error, OutOfTime) else one_line(error)
+            why = took if isinstance(error, OutOfTime) else one_line(error, 2000)
             left_out.append(f"from scratch on {n:,} labels: {why}")
             allowed_s -= before - clock.left_s
             continue

@@ -129,10 +129,8 @@ def _remarks(ordered: Sequence[Assessed], facts: Mapping[str, Any]) -> list[str]
     if learnt := [one.label for one in ordered if one.learnt]:
         lines.append(f"† {shown(learnt, 20)}: learnt from these very images, so that accuracies and scores flatter")
     lines += [f"{one.label} computes the very features of {one.twin}" for one in ordered if one.twin]
-    return [
-        *lines,
-        *(f"not ranked: {label}: {shortened(reason, REASON_LENGTH)}" for label, reason in facts["failed"].items()),
-    ]
+    failed = {label: shortened(reason, REASON_LENGTH) for label, reason in facts["failed"].items()}
+    return [*lines, *(f"not ranked: {label}: {reason}" for label, reason in failed.items())]
 
 
 def in_words(one: Assessed) -> str:

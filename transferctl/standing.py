@@ -88,7 +88,7 @@ def _overlap(one: Entrant, other: Entrant) -> bool:
 
 
 def advise(ordered: Sequence[Entrant], majority: float) -> Advice:
-    """What to take, in a sentence with its reason; those that compute the very same features count as one. majority: the
+    """What to take, in a sentence with its reason; those that compute the same features count as one. majority: the
     share of the most frequent class, which a model that has learnt nothing predicts."""
     groups: dict[str, list[Entrant]] = {}
     for one in ordered:
