@@ -72,6 +72,9 @@ def named(found: candidates.Candidates) -> list[tuple[str, str]]:
         ("resnet18:/there/w-*.pth", Written(None, "resnet18", path="/there/w-*.pth")),
         ("w.safetensors", Written(None, None, path="/here/w.safetensors")),
         ("runs/a:b", Written(None, None, path="/here/runs/a:b")),
+        ("foo/resnet18", Written(None, "foo/resnet18")),
+        ("foo/resnet18:none", Written(None, "foo/resnet18", "none")),
+        ("foo/w.pth", Written(None, None, path="/here/foo/w.pth")),
         ("./torchvision/w", Written(None, None, path="/here/torchvision/w")),
     ],
 )
@@ -80,7 +83,7 @@ def test_a_text_means_and_is_written_again_as_the_same(text: str, meant: Written
     assert backbonetext.read(str(meant), [Path("/elsewhere")]) == meant
 
 
-@pytest.mark.parametrize("text", ["", "  ", "resnet18:", "torchvision/", "a\0b"])
+@pytest.mark.parametrize("text", ["", "  ", ":", ":none", "timm/:none", "resnet18:", "torchvision/", "a\0b"])
 def test_a_text_that_means_nothing_is_refused(text: str, ranked: Ranked) -> None:
     with pytest.raises(SpecError, match="--backbone"):
         ranked(text)
@@ -106,6 +109,25 @@ def test_a_weights_file_alone_has_the_specs_architecture_which_is_said(ranked: R
     found = ranked("w.pth")
     assert named(found) == [("resnet34", str(file))] and labels(found) == ["w.pth"]
     assert any("resnet34" in note and "w.pth" in note for note in found.notes)
+
+
+def test_files_alone_are_told_in_one_line(ranked: Ranked, here: Path) -> None:
+    made(here / "w", *(f"{i}.pth" for i in range(8)))
+    (note,) = ranked("w/*.pth", "vgg11").notes
+    assert "0.pth" in note and "and 5 more: taken for weights of resnet34" in note
+
+
+def test_punctuation_is_quoted_where_it_is_refused(ranked: Ranked) -> None:
+    with pytest.raises(SpecError, match=r"^--backbone ':': names no architecture; write NAME, "):
+        ranked(":")
+
+
+def test_a_library_that_is_not_there_is_no_file_and_keeps_its_name(ranked: Ranked, here: Path) -> None:
+    found = ranked("foo/resnet18")
+    assert (labels(found), found.notes) == (["foo/resnet18"], ())
+    assert labels(ranked(listed=["foo/resnet18:none"])) == ["resnet34", "foo/resnet18:none"]
+    (there,) = made(here, "foo/resnet18")
+    assert named(ranked("foo/resnet18")) == [("resnet34", str(there))]
 
 
 def test_a_run_has_the_architecture_of_its_manifest(ranked: Ranked, here: Path) -> None:

@@ -110,6 +110,24 @@ def test_markup_in_a_class_name_is_shown_not_obeyed(capsys: Any) -> None:
     assert "[red]ants[/red]" in capsys.readouterr().out
 
 
+def test_remarks_are_wrapped_on_a_terminal_alone(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = " ".join(["twelve bytes"] * 12)
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "40"}
+    program = f"from transferctl.display import Display; Display().remark({words!r})"
+    subprocess.run(
+        [sys.executable, "-c", program], stdin=theirs, stdout=theirs, stderr=theirs, env=environment, check=True
+    )
+    lines = os.read(ours, 65536).decode().splitlines()
+    os.close(theirs)
+    os.close(ours)
+    assert len(lines) > 3 and max(map(len, lines)) <= 40 and " ".join(map(str.strip, lines)) == words
+    monkeypatch.setenv("COLUMNS", "40")
+    with (quiet := Display()).log_to(tmp_path / "log.txt"):
+        quiet.remark(words)
+    assert capsys.readouterr().out == (tmp_path / "log.txt").read_text() == f"{words}\n"
+
+
 def test_a_terminal_gets_a_bar_with_rate_and_losses_and_the_run_folder_last(spec: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "transferctl", "finetune", spec, "--runs-dir", tmp_path / "runs"]

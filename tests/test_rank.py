@@ -21,6 +21,7 @@ from transferctl import assessment, crossvalidation, loaders, pipeline, plugins,
 from transferctl.cli import app
 from transferctl.decodedonce import DecodedOnce
 from transferctl.display import Display
+from transferctl.errors import CheckpointError
 from transferctl.evidence import Evidence, Undefined
 from transferctl.preprocess import Preprocessing
 
@@ -213,6 +214,32 @@ def test_what_cannot_be_loaded_is_told_with_its_reason_and_the_rest_are_ranked(r
     reasons = answer["failed"]
     assert "did you mean" in reasons["resnet81"] and "do not fit resnet34" in reasons["r18.pth"]
     assert "no torch file" in reasons["broken.pth"] and "no such weights" in reasons["nope.pth"]
+
+
+def test_a_long_reason_is_whole_in_json_and_shortened_for_people(
+    digits: Path, tmp_path: Path, ranked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, reason = pipeline.load_backbone, " ".join(f"cause-{i}," for i in range(500)) + " as found; do this"
+
+    def failing(spec: Any) -> Any:
+        if spec.backbone.name == "vgg11":
+            raise CheckpointError(reason)
+        return load(spec)
+
+    monkeypatch.setattr(pipeline, "load_backbone", failing)
+    answer = ranked("vgg11:none", "resnet18:none")
+    kept = json.loads((Path(answer["run"]) / "summary.json").read_text())
+    assert answer["failed"] == kept["failed"] == {"vgg11:none": reason}
+    text = shown(80, "rank", digits, "--backbone", "vgg11:none", "--backbone", "resnet18:none", "--runs-dir", tmp_path)
+    (line,) = [line for line in text.splitlines() if line.startswith("not ranked")]
+    assert len(line) < 1100 and line.endswith("…; do this")
+
+
+def test_a_library_that_is_not_there_is_told_by_its_name(ranked: Any) -> None:
+    answer = ranked("resnet18:none", "foo/resnet18")
+    assert list(by_label(answer)) == ["resnet18:none"]
+    reason = "there is no library foo (there are timm, torchvision), and no file or run folder foo/resnet18"
+    assert answer["failed"] == {"foo/resnet18": f"backbone.name: {reason}"}
 
 
 def test_features_that_are_no_numbers_are_a_fault_of_that_backbone(ranked: Any, tmp_path: Path) -> None:
@@ -430,7 +457,10 @@ def test_pixels_are_kept_within_a_limit_and_are_the_same(digits: Path, monkeypat
 def test_the_same_weights_under_two_names_are_told(ranked: Any, tmp_path: Path) -> None:
     for name in ("a.pth", "b.pth"):
         save_resnet18(tmp_path / name)
-    rows = by_label(ranked(f"resnet18:{tmp_path}/*.pth"))
+    answer = ranked(f"resnet18:{tmp_path}/*.pth")
+    rows = by_label(answer)
+    assert answer["advice"]["text"].endswith("a.pth, b.pth compute the same features, and count as one")
+    assert "cannot tell" not in answer["advice"]["text"]
     assert rows["b.pth"]["same_as"] == "a.pth" and rows["a.pth"]["same_as"] is None
     assert rows["a.pth"]["accuracy"] == rows["b.pth"]["accuracy"]
 

@@ -212,7 +212,7 @@ def test_a_missed_gate_is_told_apart_from_a_crash(tmp_path: Path, invoke: Invoke
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_long_reason_is_a_line_cut_at_a_word_with_its_advice(width: int, tmp_path: Path, invoke: Invoke) -> None:
-    error = f"photos/{'ants ' * 60}.png: is broken;\nmend it, or skip it"
+    error = f"photos/{'ants ' * 600}.png: is broken;\nmend it, or skip it"
     put(tmp_path, "20260101-000000-extract-pets", status="failed", exit_code=3, error=error)
     line = next(line for line in shown(tmp_path, width=width).splitlines() if "extract-pets: failed" in line)
     assert line.endswith("ants …; mend it, or skip it") and len(line) <= max(width, 38 + runslist.LEAST_REASON)

@@ -15,13 +15,13 @@ from transferctl.standing import Advice, Entrant
 
 def entrant(
     label: str, hits: int, n: int = 400, *, gflop: float = 1.0, first: int = 0, neighbours: float | None = None,
-    barred: bool = False, random: bool = False,
+    barred: bool = False, random: bool = False, features: str = "",
 ) -> Entrant:  # fmt: skip
     """Right on `hits` samples from the `first` on."""
     right = np.zeros(n, dtype=bool)
     right[first : first + hits] = True
     share = Share.of(right)
-    return Entrant(label, right, share.low, share.high, gflop, 100 / gflop, neighbours, barred, random)
+    return Entrant(label, right, share.low, share.high, gflop, 100 / gflop, neighbours, barred, random, features)
 
 
 def advised(*entrants: Entrant, majority: float = 0.1) -> Advice:
@@ -133,6 +133,24 @@ def test_what_has_learnt_from_the_samples_is_not_advised() -> None:
     seen, fair = entrant("seen", 400, barred=True), entrant("fair", 300)
     assert advised(seen, fair).label == "fair"
     assert advised(seen).label is None and "learnt" in advised(seen).text
+
+
+def test_those_that_compute_the_same_features_are_one() -> None:
+    a, copy = entrant("a", 340, features="x"), entrant("copy", 340, features="x")
+    alone = advised(a, copy)
+    assert alone.label == "a" and "no other to compare" in alone.text and "cannot tell" not in alone.text
+    assert alone.text.endswith("; a, copy compute the same features, and count as one")
+    beside = advised(a, copy, entrant("b", 338, first=10, features="y"))
+    assert "cannot tell both apart" in beside.text and beside.text.endswith("a, copy compute the same features, "
+                                                                           "and count as one")  # fmt: skip
+    assert "count as one" not in advised(entrant("a", 340), entrant("b", 340)).text
+
+
+def test_what_one_of_the_same_is_the_others_are() -> None:
+    learnt = entrant("unknown", 400, features="x"), entrant("seen", 400, features="x", barred=True)
+    assert advised(*learnt, entrant("fair", 300)).label == "fair"
+    random = entrant("file", 345, features="x"), entrant("random", 345, features="x", random=True)
+    assert advised(*random, entrant("pretrained", 340, first=20)).label == "pretrained"
 
 
 def test_a_single_one_is_taken_as_such() -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from transferctl import checkpoint, pipeline, plugins, yamlfile
+from transferctl.backbones import _timm_patches
 from transferctl.backbones import timm as library
 from transferctl.errors import CheckpointError, SpecError, Terminated
 from transferctl.model import TransferModel, restore, state_for_checkpoint
@@ -183,6 +184,57 @@ def test_a_checkpoint_keeps_the_published_head(tmp_path: Path) -> None:
     assert restored.output_names("source") == names
     with torch.no_grad():
         assert torch.equal(restored.heads["source"](restored.backbone(images)), net.eval()(images))
+
+
+# -- sizes that patches do not divide -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "said"),
+    [
+        (
+            "vit_small_patch14_dinov2",
+            64,
+            "sees 56 of 64 rows and columns, as its patches have 14 pixels; set 56 or 70",
+        ),
+        ("convnext_atto", 66, "sees 64 of 66 rows and columns, as its patches have 4 pixels; set 64 or 68"),
+    ],
+)
+def test_a_crop_whose_border_would_be_left_out_is_refused(name: str, size: int, said: str) -> None:
+    """An independent look: on timm's own network, the border that is named changes nothing."""
+    sizes = {"img_size": size} if name.startswith("vit") else {}
+    net = timm.create_model(name, num_classes=2, **sizes).eval()
+    images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    cut = images.clone()
+    seen = int(said.split()[1])
+    cut[..., seen:, :] = cut[..., seen:] = 0
+    with torch.no_grad():
+        assert torch.equal(net(images), net(cut))
+    with pytest.raises(SpecError, match=rf"^preprocess\.crop: {name} {said}$"):
+        library.build(name, image_size=size)
+
+
+def test_a_crop_smaller_than_a_patch_is_answered_with_one_patch() -> None:
+    assert _timm_patches.nearest(10, 14) == (14,) and _timm_patches.nearest(64, 14) == (56, 70)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        (VIT, 64),
+        ("vit_small_patch14_dinov2", 56),
+        ("davit_tiny", 65),  # pads
+        ("pvt_v2_b0", 65),  # patches overlap
+    ],
+)
+def test_a_crop_that_is_seen_whole_is_taken(name: str, size: int) -> None:
+    assert library.build(name, image_size=size)[0].image_size == size
+
+
+def test_a_network_that_pads_to_whole_patches_takes_any_crop(monkeypatch: pytest.MonkeyPatch) -> None:
+    create, padding = timm.create_model, {"dynamic_img_size": True, "dynamic_img_pad": True}
+    monkeypatch.setattr(timm, "create_model", lambda *a, **k: create(*a, **k, **padding))
+    assert library.build("vit_tiny_patch16_224", image_size=40)[0].image_size == 40
 
 
 # -- where a network looks ----------------------------------------------------------------------------

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transferctl import plugins
+from transferctl.wording import printable
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors")
 PUBLISHED_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_OF_A_LIBRARY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _MAGIC = re.compile(r"[*?[]")
 
 
@@ -72,15 +74,31 @@ def _parts(text: str, folders: Sequence[Path]) -> Written:
         if not rest:
             raise ValueError(f"{text!r} names no architecture; write {prefix}/NAME")
     name, colon, weights = rest.partition(":")
+    is_published = weights in ("none", "source") or bool(PUBLISHED_NAME.fullmatch(weights))
     if colon and _NAME.fullmatch(name):
         if not weights:
             raise ValueError(f"{text!r} names no weights; write {name} for the default ones, or {name}:none")
-        if weights in ("none", "source") or PUBLISHED_NAME.fullmatch(weights):
-            return Written(library, name, weights)
-        return Written(library, name, path=weights)
+        return Written(library, name, weights) if is_published else Written(library, name, path=weights)
+    is_of_a_library = _OF_A_LIBRARY.fullmatch(name) and (is_published or not colon)
+    if library is None and is_of_a_library and not _is_there(rest, folders):
+        return Written(None, name, weights)  # of a library that is not there: loading it tells so
     if library is None and _is_path(rest, folders):
         return Written(None, None, path=rest)
+    if colon and not name.strip():
+        raise ValueError("names no architecture; write NAME, NAME:WEIGHTS, or a file or run folder")
     return Written(library, rest)
+
+
+def no_such_library(name: str) -> str:
+    """What to say of an architecture with a slash in its name: no library has one."""
+    there = ", ".join(plugins.names("backbones"))
+    is_file = Path(name).exists()
+    then = "; a file is named by backbone.weights" if is_file else f", and no file or run folder {printable(name)}"
+    return f"there is no library {printable(name.partition('/')[0])} (there are {there}){then}"
+
+
+def _is_there(text: str, folders: Sequence[Path]) -> bool:
+    return text.lower().endswith(WEIGHTS_SUFFIXES) or any(matches(str(folder / text)) for folder in folders)
 
 
 def _is_path(text: str, folders: Sequence[Path]) -> bool:

@@ -44,19 +44,22 @@ def of(spec: Spec, texts: Sequence[str]) -> Candidates:
     those. Raises SpecError for a text that means nothing, and a pattern that nothing matches."""
     notes: list[str] = []
     problems: list[Problem] = []
+    files_alone: list[str] = []
     named: list[BackboneSettings] = [] if texts else [spec.backbone]
     for number, item in enumerate(texts or spec.candidates or ()):
-        key, where = ("", f"--backbone {printable(str(item))}") if texts else (f"candidates[{number}]", "")
+        key, where = ("", f"--backbone {_as_typed(str(item))}") if texts else (f"candidates[{number}]", "")
         if isinstance(item, BackboneSettings):
             named.append(item)
             continue
         try:
             folders = (Path.cwd(),) if texts else ()
-            named += _expanded(backbonetext.read(item, folders or (Path("/"),)), spec.backbone, notes)
+            named += _expanded(backbonetext.read(item, folders or (Path("/"),)), spec.backbone, notes, files_alone)
         except ValueError as error:
             problems.append(Problem(key, str(error), where))
     if problems:
         raise SpecError(problems)
+    if files_alone:
+        notes.append(f"{shown(files_alone)}: taken for weights of {spec.backbone.name}, the spec's backbone.name")
     once: dict[object, BackboneSettings] = {}
     for settings in named:
         once.setdefault(_identity(settings), settings)
@@ -64,6 +67,11 @@ def of(spec: Spec, texts: Sequence[str]) -> Candidates:
         notes.append(f"{counted(len(named) - len(once), 'candidate')} named again, ranked once")
     chosen = list(once.values())
     return Candidates(tuple(map(Candidate, chosen, _labels(chosen))), tuple(notes))
+
+
+def _as_typed(text: str) -> str:
+    """In quotes where it would be taken for punctuation."""
+    return printable(text) if any(c.isalnum() for c in text) else repr(text)
 
 
 def _identity(settings: BackboneSettings) -> tuple[str, str, str]:
@@ -78,8 +86,11 @@ def _path(settings: BackboneSettings) -> Path | None:
 # -- from texts to settings ---------------------------------------------------------------------------
 
 
-def _expanded(written: Written, own: BackboneSettings, notes: list[str]) -> Iterator[BackboneSettings]:
-    """own: the spec's backbone, whose architecture a weights file alone has. Raises ValueError."""
+def _expanded(
+    written: Written, own: BackboneSettings, notes: list[str], files_alone: list[str]
+) -> Iterator[BackboneSettings]:
+    """own: the spec's backbone, whose architecture a weights file alone has: those go to files_alone too. Raises
+    ValueError."""
     if not written.path:
         library = written.library or DEFAULT_LIBRARY
         yield BackboneSettings(library=library, name=str(written.name), weights=written.weights or "DEFAULT")
@@ -92,7 +103,7 @@ def _expanded(written: Written, own: BackboneSettings, notes: list[str]) -> Iter
             library, name = _of_run(path) or (own.library, own.name)
         else:
             library, name = own.library, own.name
-            notes.append(f"{printable(str(path))}: taken for weights of {name}, the spec's backbone.name")
+            files_alone.append(str(path))
         yield BackboneSettings.model_construct(library=library, name=name, weights=weights)
 
 

@@ -96,9 +96,8 @@ class Display:
             raise ResourceError(f"stderr: cannot write: {error.strerror}") from None
 
     def _write(self, stamp: str, text: str, style: str) -> None:
-        if self.terminal:  # wrapped at words; a path that is longer than the line stays whole, to be copied
-            look = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
-            wrapped = textwrap.fill(text, self._stderr.width, subsequent_indent="  ", **look)  # type: ignore[arg-type]
+        if self.terminal:
+            wrapped = _wrapped(text, self._stderr.width)
             self._stderr.print(wrapped, style=style or None, markup=False, highlight=False, soft_wrap=True)
         else:
             print(f"{stamp} {text}", file=sys.stderr, flush=True)
@@ -114,6 +113,13 @@ class Display:
         self._to_log(f"{text}\n")
         with self._results() as file:
             print(text, file=file, flush=True)
+
+    def remark(self, text: str) -> None:
+        """A sentence of the result; on a terminal it is wrapped at words, as lines are."""
+        text = printable(text)
+        self._to_log(f"{text}\n")
+        with self._results() as file:
+            print(_wrapped(text, self.width) if file.isatty() else text, file=file, flush=True)
 
     def rows(self, lines: bytes) -> None:
         """Whole lines of results for other programs, in their very bytes; what is unprintable in them is escaped on a
@@ -263,6 +269,12 @@ class _PlainProgress(Progress):
             left = (self._total - self._done) / max(rate, 1e-9)
             done = f"{self._done:,}/{self._total:,} images, {rate:,.0f}/s, {left:.0f} s left"
         self._display.line(f"{self._what}: {done} {detail}".rstrip())
+
+
+def _wrapped(text: str, width: int) -> str:
+    """At words; a path that is longer than the line stays whole, to be copied."""
+    look: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
+    return textwrap.fill(text, width, subsequent_indent="  ", **look)
 
 
 def _console(file: IO[str]) -> Any:

@@ -180,7 +180,7 @@ def with_scratch(
         except OutOfTime:
             why = f"stopped after {duration(before - clock.left_s)}; {duration(expected)} were expected"
         except (DivergedError, SpecError) as error:
-            why = one_line(error)
+            why = one_line(error, 2000)
         took = before - clock.left_s
         allowed_s, slower = allowed_s - took, max(slower * took / expected, 0.0 if outcomes else slower)
         if outcomes is None:

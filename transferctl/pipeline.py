@@ -12,7 +12,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from transferctl import checkpoint, data, device, grouping, loaders, plugins, preprocess, runs, weights, yamlfile
+from transferctl import (
+    backbonetext,
+    checkpoint,
+    data,
+    device,
+    grouping,
+    loaders,
+    plugins,
+    preprocess,
+    runs,
+    weights,
+    yamlfile,
+)
+from transferctl.candidates import DEFAULT_LIBRARY
 from transferctl.contracts import Task
 from transferctl.data import DomainData, Split
 from transferctl.device import Compute
@@ -182,6 +195,8 @@ def from_random_weights(spec: Spec) -> Spec:
 def load_backbone(spec: Spec) -> Pretrained:
     """The backbone with its starting weights and its own head. Raises SpecError, CheckpointError."""
     settings = spec.backbone
+    if settings.library == DEFAULT_LIBRARY and "/" in settings.name:
+        raise SpecError.at("backbone.name", backbonetext.no_such_library(settings.name))
     plugin = plugins.load("backbones", settings.library)
     chosen = settings.weights
     assert chosen != "source", "pretrain.ensure_source replaces it before anything is loaded"

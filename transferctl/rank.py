@@ -29,7 +29,7 @@ from transferctl.errors import CheckpointError, DivergedError, SpecError, is_out
 from transferctl.runs import Run
 from transferctl.spec import Spec
 from transferctl.standing import Entrant
-from transferctl.wording import counted, shortened, shown
+from transferctl.wording import counted, shown
 
 USED = {
     "name", "seed", "task", "device", "precision", "compile", "workers", "backbone", "candidates", "preprocess",
@@ -38,7 +38,6 @@ USED = {
 OF_STAGE_0 = {"source", "pretrain"}
 INSTEAD = "leave the class out with target.train.classes"
 PLOT = "rank.svg"
-REASON_LENGTH = 1000  # characters
 
 
 def run(spec: Spec, texts: Sequence[str], runs_dir: Path, display: Display) -> dict[str, Any]:
@@ -118,7 +117,7 @@ def _outcome(candidate: Candidate, spec: Spec, assess: Assessor, runs_dir: Path,
         display.note(f"{candidate.label}: {ranktables.in_words(found)}")
         return found
     display.note(f"{candidate.label}: cannot be ranked, for what stands below the table")
-    return shortened(reason, REASON_LENGTH)
+    return reason
 
 
 def _beside(found: Assessed, others: Sequence[Assessed]) -> Assessed:
@@ -150,7 +149,7 @@ def _finish(folder: Run, assessed: Sequence[Assessed], display: Display) -> None
     labels = [one.label for one in ordered]
     folder.write_text(PLOT, plots.intervals(points, labels, "GFLOP an image", "accuracy of the linear probe, %"))
     display.note(f"plot: {folder.path / PLOT}")
-    display.result(f"advice: {advice.text}")
+    display.remark(f"advice: {advice.text}")
 
 
 def _entrant(one: Assessed) -> Entrant:
@@ -166,4 +165,5 @@ def _entrant(one: Assessed) -> Entrant:
         neighbours,
         one.learnt,
         random=one.candidate.settings.weights == "none",
+        features=one.product,
     )

@@ -12,10 +12,11 @@ from transferctl.display import Display
 from transferctl.sizes import in_words as bytes_in_words
 from transferctl.spec import WeightsFile
 from transferctl.standing import Standing
-from transferctl.wording import counted, shown
+from transferctl.wording import counted, shortened, shown, two_digits
 
 EXACT = 0.05  # width of an interval, below which its ends are shown to a tenth of a point
 FLATTERED = "†"  # beside a backbone that has learnt from these images
+REASON_LENGTH = 1000  # characters, of what is shown; summary.json has the whole
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Columns = dict[str, list[str]]
 
@@ -46,7 +47,7 @@ def show(ordered: Sequence[Assessed], places: Sequence[Standing], facts: Mapping
     if scores:
         display.table("Scores; higher is better", *_as_table(names | scores))
     for line in _remarks(ordered, facts):
-        display.result(line)
+        display.remark(line)
 
 
 def _as_table(columns: Columns) -> tuple[list[str], list[list[str]]]:
@@ -73,7 +74,7 @@ def _costs(ordered: Sequence[Assessed], sizes_differ: bool) -> Columns:
         **({"input": [f"{cost.crop} px" for cost in costs]} if sizes_differ else {}),
         "parameters": [f"{cost.parameters / 1e6:.1f} M" for cost in costs],
         "GFLOP": [f"{cost.gflop:.3g}" for cost in costs],
-        "images/s": [f"{cost.images_per_s:,.0f}" for cost in costs],
+        "images/s": [two_digits(cost.images_per_s) for cost in costs],
         "cache": [bytes_in_words(cost.cache_bytes) for cost in costs],
     }
 
@@ -128,7 +129,8 @@ def _remarks(ordered: Sequence[Assessed], facts: Mapping[str, Any]) -> list[str]
     if learnt := [one.label for one in ordered if one.learnt]:
         lines.append(f"† {shown(learnt, 20)}: learnt from these very images, so that accuracies and scores flatter")
     lines += [f"{one.label} computes the very features of {one.twin}" for one in ordered if one.twin]
-    return [*lines, *(f"not ranked: {label}: {reason}" for label, reason in facts["failed"].items())]
+    failed = {label: shortened(reason, REASON_LENGTH) for label, reason in facts["failed"].items()}
+    return [*lines, *(f"not ranked: {label}: {reason}" for label, reason in failed.items())]
 
 
 def in_words(one: Assessed) -> str:

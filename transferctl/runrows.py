@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 
 from transferctl import jsontext, lock
 from transferctl.errors import ExitCode
-from transferctl.wording import one_line, printable, shortened
+from transferctl.wording import one_line, printable
 
 STATES = ("running", "finished", "interrupted", "failed", "unreadable")
 TAIL_BYTES = 16 * 1024
-REASON_LENGTH = 1000
 _OF_THE_RUN = ("schema_version", "exit_code", "elapsed_s")  # numbers beside the metrics in a summary of eval
 _STAMP = re.compile(r"(\d{8}-\d{6})-")
 
@@ -82,7 +81,7 @@ def row_of(path: Path, started: float) -> Row:
         what = "is no JSON: " if isinstance(error, json.JSONDecodeError) else ""
         return Row(path, "unreadable", started, reason=f"{what}{one_line(getattr(error, 'strerror', None) or error)}")
     state = state_of(path, summary)
-    reason = shortened(str(summary["error"]), REASON_LENGTH) if state == "failed" and "error" in summary else ""
+    reason = printable(" ".join(str(summary["error"]).split())) if state == "failed" and "error" in summary else ""
     elapsed = _numbers(summary, "elapsed_s").get("elapsed_s") if summary["status"] != "running" else None
     code = _numbers(summary, "exit_code").get("exit_code")
     split, metrics = _headline(summary)

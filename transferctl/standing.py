@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from transferctl import paired
+from transferctl.wording import shown, two_digits
 
 ALIKE = 0.9  # of another's operations: what saves less than a tenth costs as much
 
@@ -16,7 +17,8 @@ ALIKE = 0.9  # of another's operations: what saves less than a tenth costs as mu
 @dataclass(frozen=True)
 class Entrant:
     """right: bool [n], of each sample whether it is predicted; low, high: the accuracy's 95 % interval. barred: whether
-    its accuracy flatters, so that it is not advised. random: whether nothing was learnt before."""
+    its accuracy flatters, so that it is not advised. random: whether nothing was learnt before. features: a text
+    that those who compute the very same ones share; empty: no other does."""
 
     label: str
     right: np.ndarray
@@ -27,6 +29,7 @@ class Entrant:
     neighbours: float | None = None
     barred: bool = False
     random: bool = False
+    features: str = ""
 
     @property
     def accuracy(self) -> float:
@@ -85,8 +88,23 @@ def _overlap(one: Entrant, other: Entrant) -> bool:
 
 
 def advise(ordered: Sequence[Entrant], majority: float) -> Advice:
-    """What to take, in a sentence with its reason. majority: the share of the most frequent class, which a model that
-    has learnt nothing predicts."""
+    """What to take, in a sentence with its reason; those that compute the same features count as one. majority: the
+    share of the most frequent class, which a model that has learnt nothing predicts."""
+    groups: dict[str, list[Entrant]] = {}
+    for one in ordered:
+        groups.setdefault(one.features or f"of {one.label} alone", []).append(one)
+    advice = _advise([_as_one(group) for group in groups.values()], majority)
+    alike = [[one.label for one in group] for group in groups.values() if len(group) > 1]
+    told = "".join(f"; {shown(labels, 20)} compute the same features, and count as one" for labels in alike)
+    return replace(advice, text=advice.text + told)
+
+
+def _as_one(group: Sequence[Entrant]) -> Entrant:
+    """What is known of one of them is true of all."""
+    return replace(group[0], barred=any(one.barred for one in group), random=any(one.random for one in group))
+
+
+def _advise(ordered: Sequence[Entrant], majority: float) -> Advice:
     fair = [one for one in ordered if not one.barred]
     if not fair:
         return Advice(None, "none is advised: all have learnt from these very images, so that their accuracies flatter")
@@ -139,7 +157,7 @@ def _not_at_random(chosen: Entrant, best: Entrant) -> str:
 def _reason(chosen: Entrant, best: Entrant) -> str:
     """Why to take one that ties with the best."""
     if chosen.gflop < ALIKE * best.gflop:
-        speeds = f"{chosen.images_per_s:,.0f} images/s here against {best.images_per_s:,.0f}"
+        speeds = f"{two_digits(chosen.images_per_s)} images/s here against {two_digits(best.images_per_s)}"
         return f"and takes {chosen.gflop:.2g} GFLOP an image where that takes {best.gflop:.2g} ({speeds})"
     neighbours = [f"{100 * (one.neighbours or 0):.1f}" for one in (chosen, best)]
     return f"costs no more, and is ahead by k-NN, at {neighbours[0]} % against {neighbours[1]} %"

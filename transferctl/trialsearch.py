@@ -201,4 +201,4 @@ def _confirmed(
 
 
 def _in_words(error: Exception) -> str:
-    return "out of memory" if is_out_of_memory(error) else one_line(error)
+    return "out of memory" if is_out_of_memory(error) else one_line(error, 2000)

@@ -44,6 +44,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def two_digits(value: float) -> str:
+    """A figure that is measured roughly: 9.5, 130, 1,200."""
+    return f"{float(f'{value:.2g}'):,.12g}"
+
+
 def points_with_interval(found: Mapping[str, float], name: str = "accuracy_difference") -> str:
     """A difference of accuracies, as paired.py has it, in points."""
     value, low, high = (100 * found[f"{name}{end}"] for end in ("", "_low", "_high"))

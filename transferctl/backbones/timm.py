@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from transferctl import leantorchvision  # noqa: F401  (before timm imports torchvision)
-from transferctl.backbones import _timm_published, _timm_weights
+from transferctl.backbones import _timm_patches, _timm_published, _timm_weights
 from transferctl.backbones._timm_published import Published
 from transferctl.backbones._timm_stages import Cut, Seen, cut, observe
 from transferctl.contracts import Features, Stage
@@ -67,6 +67,8 @@ def build(
         if is_out_of_memory(error):
             raise
         raise _wrong_size(name, image_size, error) from None
+    if patch := _timm_patches.left_out(net, seen, images):
+        raise _border_left_out(name, image_size, patch)
     layers = _take_classifiers(net)
     head = PretrainedHead(layers) if layers else None
     if head is not None and not _gives(head, seen):
@@ -121,6 +123,13 @@ def _network(name: str, outputs: int, image_size: int, *, pretrained: bool = Fal
 def _wrong_size(name: str, image_size: int, error: Exception) -> SpecError:
     detail = one_line(error, 160)
     message = f"{name} cannot take {image_size}×{image_size} pixels ({detail}); set another preprocess.crop"
+    return SpecError.at("preprocess.crop", message)
+
+
+def _border_left_out(name: str, image_size: int, patch: int) -> SpecError:
+    whole = image_size // patch * patch
+    fitting = " or ".join(map(str, _timm_patches.nearest(image_size, patch)))
+    message = f"{name} sees {whole} of {image_size} rows and columns, as its patches have {patch} pixels; set {fitting}"
     return SpecError.at("preprocess.crop", message)
 
 
