@@ -152,6 +152,35 @@ def test_a_fault_that_all_share_is_told_once_with_its_line(sweep: Invoke, spec: 
     assert answer["error"].startswith(f"{spec}:14: frozen: shufflenet_v2_x0_5 has no stage 'stage9'")
 
 
+@pytest.mark.parametrize(
+    ("over", "key", "message"),
+    [
+        ("frozen=stage3,stage9", "frozen", "shufflenet_v2_x0_5 has no stage 'stage9'; did you mean stage4?"),
+        ("frozen={1: all, 3: stage9},none", "frozen", "shufflenet_v2_x0_5 has no stage 'stage9'; did you mean stage4?"),
+        ("frozen=[nothing.*],none", "frozen", "the pattern 'nothing.*' matches no parameter"),
+        ("optimizer.stage_lr.stage9=0.1,0.2", "optimizer.stage_lr.stage9", "the model has no stage 'stage9'"),
+        ("head_first.optimizer.stage_lr={hade: 0.1},{}", "head_first.optimizer.stage_lr.hade", "did you mean head?"),
+        ("backbone.name=resnet18,resnet81", "backbone.name", "torchvision has no architecture 'resnet81'"),
+    ],
+)
+def test_what_a_network_does_not_have_is_told_before_there_is_a_run(
+    sweep: Invoke, over: str, key: str, message: str
+) -> None:
+    code, answer = sweep("--over", over, "--over", "optimizer.lr=0.1,0.01", "--set", "cache=none")
+    assert code == 2 and answer["error"].startswith(f"--over {over.partition('=')[0]}=") and not Path("runs").exists()
+    assert answer["error"].count(message) == 1 and f": {key}: " in answer["error"]
+
+
+def test_all_that_networks_do_not_have_is_told_at_once(sweep: Invoke) -> None:
+    code, answer = sweep("--over", "frozen=stage8,stage9", "--over", "backbone.name=shufflenet_v2_x0_5,vgg99")
+    assert code == 2 and [name in answer["error"] for name in ("stage8", "stage9", "vgg99")] == [True] * 3
+
+
+def test_parts_that_networks_have_are_no_fault(sweep: Invoke) -> None:
+    over = ("--over", "frozen=stage3,all", "--over", "optimizer.stage_lr={head: 0.1, stage4: 0.01},{source_head: 1}")
+    assert sweep(*over, "--set", "epochs=1")[0] == 0
+
+
 def test_missing_data_is_told_before_there_is_a_run(sweep: Invoke) -> None:
     code, answer = sweep("--over", "optimizer.lr=0.1,0.01", "--set", "target.test=nowhere")
     assert code == 3 and "nowhere: no such folder" in answer["error"] and not Path("runs").exists()
