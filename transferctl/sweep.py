@@ -110,6 +110,10 @@ def _say(spec: Spec, asked: Asked, total: int, display: Display) -> None:
     display.note(f"members run without {' and '.join(left_out)}; `transferctl report` makes a page of any of them")
     if any(key.startswith("target.val") for key in keys):
         display.warn("target.val is swept: scores on different validation data do not compare")
+    if SEED in keys and isinstance(spec.target.val, float):
+        display.note(
+            "seeds are repeats; as target.val is a fraction, each holds out other images: scores differ by that too"
+        )
     if asked.prune:
         display.note(
             "--prune stops a member that is not in the best third after 1, 3, 9 … epochs, before its learning rate has "
@@ -169,7 +173,7 @@ def _conclude(book: Book, specs: Specs, folder: Run, display: Display) -> None:
     }  # fmt: skip
     if fronts:
         folder.write_text(PLOT, show.drawn(asked, settings, fronts, best))
-    row = best.best
+    row = best.median
     uncertain = show.pick(best, settings, display)
     folder.summary["picked"] = {
         "member": row.member.number, "run": row.run, "settings": specs.values(row.member), **uncertain
