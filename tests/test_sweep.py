@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from transferctl import checkpoint, finetune, images, members, training, yamlfile
-from transferctl.errors import Terminated
-from transferctl.sweeps import methods, schedule, space
+from transferctl.errors import ResourceError, Terminated
+from transferctl.sweeps import methods, schedule, show, space
 from transferctl.sweeps.space import Member
 from transferctl.sweeps.study import Study
 
@@ -156,6 +156,36 @@ def test_a_member_that_diverges_is_a_row_with_its_reason(sweep: Invoke) -> None:
     (row,) = answer["settings"][1]["members"]
     assert row["exit_code"] == 6 and "nan" in row["error"]
     assert answer["members"] == {"finished": 1, "failed": 1}
+
+
+def test_the_reason_of_a_member_that_failed_is_told_whole(sweep: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = f"/{'long/' * 100}run: cannot write: No space left on device; free some space"
+    run = members.run
+
+    def fails_once(task: members.Task, *given: Any) -> Any:
+        if task.spec.name.endswith("-002"):
+            raise ResourceError(reason)
+        return run(task, *given)
+
+    monkeypatch.setattr(members, "run", fails_once)
+    code, answer = sweep(*EXTRACT, "--over", ALPHAS)
+    log = (the_sweep() / "log.txt").read_text()
+    assert code == 0 and log.count(f": failed: {reason}\n") == log.count(f"failed: member 2: {reason}\n") == 1
+    assert [row["error"] for one in answer["settings"] for row in one["members"] if "error" in row] == [reason]
+
+
+@pytest.mark.parametrize(
+    ("near", "others", "words"),
+    [
+        (0, 1, "the interval of the other complete setting does not overlap its own"),
+        (0, 4, "none of the 4 other complete settings has an interval that overlaps its own"),
+        (1, 1, "the other complete setting cannot be told from it"),
+        (2, 4, "2 of the 4 other complete settings cannot be told from it"),
+        (4, 4, "all 4 other complete settings cannot be told from it"),
+    ],
+)
+def test_how_sure_the_choice_is_reads_as_a_sentence_for_any_number(near: int, others: int, words: str) -> None:
+    assert show.how_sure(near, others).startswith(words)
 
 
 def test_where_all_fail_the_exit_code_is_the_first_ones(sweep: Invoke) -> None:

@@ -12,7 +12,7 @@ from transferctl.sweeps.book import Asked
 from transferctl.sweeps.methods import split
 from transferctl.sweeps.rows import Row, Setting, as_good, cheapest
 from transferctl.sweeps.space import SEED, Points
-from transferctl.wording import counted, printable, shortened, shown
+from transferctl.wording import counted, printable, shown
 
 SHOWN_SETTINGS = 40
 SHOWN_REASONS = 5
@@ -43,7 +43,7 @@ def progress_line(row: Row, done: Sequence[Row], total: int) -> str:
     """done: members that have ended, this one among them."""
     words = f"member {row.member.number} ({len(done)} of {total} done): {in_words(row.member.settings)}: "
     if row.state == "failed":
-        return words + f"failed: {shortened(row.reason, 160)}"
+        return words + f"failed: {row.reason}"
     best = max((other.accuracy or 0.0 for other in done if other is not row), default=0.0)
     is_repeat = SEED in row.member.settings  # of which the best is the luckiest
     mark = "; best so far" if (row.accuracy or 0.0) > best and not is_repeat else ""
@@ -107,22 +107,30 @@ def pick(best: Setting, settings: Sequence[Setting], display: Display) -> dict[s
         display.result(f"picked: {member}")
     if not best.is_complete:
         display.result("it is not complete: no setting has all its members finished")
-    others = f"{len(complete) - 1} other complete setting{'' if len(complete) == 2 else 's'}"
+    others = len(complete) - 1
+    if others:
+        display.result(how_sure(len(near), others))
     if near:
-        display.result(
-            f"{len(near)} of {others} cannot be told from it by validation data, as the intervals overlap; and picking "
-            "the best of many flatters it"
-        )
         is_it = "it is the cheapest of them" if least is best else f"the cheapest of them: {_cheap(least)}"
         if least.seconds is not None:
             display.result(is_it)
-    elif len(complete) > 1:
-        display.result(f"none of {others} has an interval that overlaps its own")
     return {
         "seeds": len(best.rows), "accuracy": best.accuracy, "accuracy_sd": best.sd,
         "complete_settings": len(complete), "overlapping": len(near),
         "cheapest": {"settings": least.values, "members": [one.member.number for one in least.rows]},
     }  # fmt: skip
+
+
+def how_sure(near: int, others: int) -> str:
+    """near: how many of the other complete settings have an interval that overlaps the best's."""
+    if not near and others == 1:
+        return "the interval of the other complete setting does not overlap its own"
+    if not near:
+        return f"none of the {others} other complete settings has an interval that overlaps its own"
+    some = "all" if near == others else f"{near} of the"
+    who = "the other complete setting" if others == 1 else f"{some} {others} other complete settings"
+    why = "as the intervals overlap; and picking the best of several flatters it"
+    return f"{who} cannot be told from it by validation data, {why}"
 
 
 def _repeats(best: Setting, settings: Sequence[Setting], member: str, display: Display) -> None:
@@ -214,7 +222,7 @@ def _reasons(settings: Sequence[Setting], display: Display) -> None:
     for row in (row for setting in settings for row in setting.rows if row.state == "failed"):
         failed.setdefault(row.reason, []).append(str(row.member.number))
     for reason, numbers in list(failed.items())[:SHOWN_REASONS]:
-        display.result(f"failed: member {shown(numbers, 5)}: {shortened(reason, 300)}")
+        display.result(f"failed: member {shown(numbers, 5)}: {reason}")
     if len(failed) > SHOWN_REASONS:
         display.result(f"{len(failed) - SHOWN_REASONS} more reasons are in summary.json")
 
