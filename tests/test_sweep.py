@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from transferctl import checkpoint, finetune, images, members, training, yamlfile
-from transferctl.errors import Terminated
-from transferctl.sweeps import methods, schedule, space
+from transferctl.errors import ResourceError, Terminated
+from transferctl.sweeps import methods, schedule, show, space
 from transferctl.sweeps.space import Member
 from transferctl.sweeps.study import Study
 
@@ -127,8 +127,26 @@ def test_seeds_are_repeats_of_a_setting_which_is_picked_by_their_mean(sweep: Inv
         variance = sum((value - one["accuracy"]) ** 2 for value in accuracies) / 2
         assert one["accuracy_sd"] == pytest.approx(variance**0.5)
     means = [one["accuracy"] for one in answer["settings"]]
-    best = max(answer["settings"][0]["members"], key=lambda row: (row["accuracy"], -row["loss"]))
-    assert means == sorted(means, reverse=True) and answer["picked"]["member"] == best["member"]
+    middle = sorted(answer["settings"][0]["members"], key=lambda row: (row["accuracy"], -row["loss"]))[1]
+    assert means == sorted(means, reverse=True) and answer["picked"]["member"] == middle["member"]
+
+
+def test_seeds_alone_are_one_setting_whose_median_member_is_tested(sweep: Invoke) -> None:
+    data = "{dataset: digits, classes: [5, 6, 7], per_class: 30}"
+    fraction = ("--set", f"target={{train: {data}, val: 0.5, test: {data}}}")
+    answer = sweep(*EXTRACT, "--over", "seed=0,1,2,3", *fraction)[1]
+    (setting,) = answer["settings"]
+    ordered = sorted(setting["members"], key=lambda row: (-row["accuracy"], row["loss"]))
+    assert len({row["accuracy"] for row in ordered}) > 1
+    assert answer["picked"]["member"] == ordered[2]["member"]  # of two in the middle the worse
+    assert answer["picked"]["accuracy"] == setting["accuracy"] and answer["picked"]["seeds"] == 4
+    assert answer["picked"]["accuracy_sd"] == setting["accuracy_sd"]
+    assert Path(answer["test"]["run"]).parent.name == "test" and not setting["fronts"]
+    log = (the_sweep() / "log.txt").read_text()
+    assert "one setting with 4 seeds" in log and "each holds out other images" in log
+    accuracy, sd = 100 * setting["accuracy"], 100 * setting["accuracy_sd"]
+    assert f"seeds are repeats: val accuracy {accuracy:.1f} ± {sd:.1f} % (mean ± sd over 4 seeds)" in log
+    assert "the median of its seeds, not the luckiest" in log and "best so far" not in log
 
 
 def test_a_member_that_diverges_is_a_row_with_its_reason(sweep: Invoke) -> None:
@@ -138,6 +156,36 @@ def test_a_member_that_diverges_is_a_row_with_its_reason(sweep: Invoke) -> None:
     (row,) = answer["settings"][1]["members"]
     assert row["exit_code"] == 6 and "nan" in row["error"]
     assert answer["members"] == {"finished": 1, "failed": 1}
+
+
+def test_the_reason_of_a_member_that_failed_is_told_whole(sweep: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = f"/{'long/' * 100}run: cannot write: No space left on device; free some space"
+    run = members.run
+
+    def fails_once(task: members.Task, *given: Any) -> Any:
+        if task.spec.name.endswith("-002"):
+            raise ResourceError(reason)
+        return run(task, *given)
+
+    monkeypatch.setattr(members, "run", fails_once)
+    code, answer = sweep(*EXTRACT, "--over", ALPHAS)
+    log = (the_sweep() / "log.txt").read_text()
+    assert code == 0 and log.count(f": failed: {reason}\n") == log.count(f"failed: member 2: {reason}\n") == 1
+    assert [row["error"] for one in answer["settings"] for row in one["members"] if "error" in row] == [reason]
+
+
+@pytest.mark.parametrize(
+    ("near", "others", "words"),
+    [
+        (0, 1, "the interval of the other complete setting does not overlap its own"),
+        (0, 4, "none of the 4 other complete settings has an interval that overlaps its own"),
+        (1, 1, "the other complete setting cannot be told from it"),
+        (2, 4, "2 of the 4 other complete settings cannot be told from it"),
+        (4, 4, "all 4 other complete settings cannot be told from it"),
+    ],
+)
+def test_how_sure_the_choice_is_reads_as_a_sentence_for_any_number(near: int, others: int, words: str) -> None:
+    assert show.how_sure(near, others).startswith(words)
 
 
 def test_where_all_fail_the_exit_code_is_the_first_ones(sweep: Invoke) -> None:
@@ -150,6 +198,35 @@ def test_a_fault_that_all_share_is_told_once_with_its_line(sweep: Invoke, spec: 
     code, answer = sweep("--over", "optimizer.lr=0.1,0.01")
     assert code == 2 and answer["error"].count("stage9") == 1
     assert answer["error"].startswith(f"{spec}:14: frozen: shufflenet_v2_x0_5 has no stage 'stage9'")
+
+
+@pytest.mark.parametrize(
+    ("over", "key", "message"),
+    [
+        ("frozen=stage3,stage9", "frozen", "shufflenet_v2_x0_5 has no stage 'stage9'; did you mean stage4?"),
+        ("frozen={1: all, 3: stage9},none", "frozen", "shufflenet_v2_x0_5 has no stage 'stage9'; did you mean stage4?"),
+        ("frozen=[nothing.*],none", "frozen", "the pattern 'nothing.*' matches no parameter"),
+        ("optimizer.stage_lr.stage9=0.1,0.2", "optimizer.stage_lr.stage9", "the model has no stage 'stage9'"),
+        ("head_first.optimizer.stage_lr={hade: 0.1},{}", "head_first.optimizer.stage_lr.hade", "did you mean head?"),
+        ("backbone.name=resnet18,resnet81", "backbone.name", "torchvision has no architecture 'resnet81'"),
+    ],
+)
+def test_what_a_network_does_not_have_is_told_before_there_is_a_run(
+    sweep: Invoke, over: str, key: str, message: str
+) -> None:
+    code, answer = sweep("--over", over, "--over", "optimizer.lr=0.1,0.01", "--set", "cache=none")
+    assert code == 2 and answer["error"].startswith(f"--over {over.partition('=')[0]}=") and not Path("runs").exists()
+    assert answer["error"].count(message) == 1 and f": {key}: " in answer["error"]
+
+
+def test_all_that_networks_do_not_have_is_told_at_once(sweep: Invoke) -> None:
+    code, answer = sweep("--over", "frozen=stage8,stage9", "--over", "backbone.name=shufflenet_v2_x0_5,vgg99")
+    assert code == 2 and [name in answer["error"] for name in ("stage8", "stage9", "vgg99")] == [True] * 3
+
+
+def test_parts_that_networks_have_are_no_fault(sweep: Invoke) -> None:
+    over = ("--over", "frozen=stage3,all", "--over", "optimizer.stage_lr={head: 0.1, stage4: 0.01},{source_head: 1}")
+    assert sweep(*over, "--set", "epochs=1")[0] == 0
 
 
 def test_missing_data_is_told_before_there_is_a_run(sweep: Invoke) -> None:

@@ -24,7 +24,7 @@ from transferctl.display import Display
 from transferctl.resuming import Resumed
 from transferctl.runs import Run
 from transferctl.spec import Spec
-from transferctl.sweeps import beforehand, methods, rows, show, work
+from transferctl.sweeps import beforehand, methods, networks, rows, show, work
 from transferctl.sweeps import book as books
 from transferctl.sweeps import study as studies
 from transferctl.sweeps.book import Asked, Book
@@ -57,10 +57,13 @@ def run(
     planned = book.members if book else _planned(asked)
     if problems := faults(file.path, file.overrides, [] if asked.method == "grid" else planned, folders):
         raise errors.SpecError(problems)  # those of a grid are known to be whole
-    wholes = [specs.whole(member) for member in planned or corners(asked.axes)]
+    looked_at = planned or corners(asked.axes)
+    wholes = [specs.whole(member) for member in looked_at]
     beforehand.refuse_unused(asked, wholes)
     studies.refuse_missing(asked.method, prune=asked.prune)
     tracking.refuse_missing(file.spec)
+    if book is None and (problems := networks.faults(asked, looked_at, wholes)):
+        raise errors.SpecError(problems)
     total = asked.trials * len(methods.split(asked.axes)[1]) if asked.method == "optuna" else len(planned)
     _say(file.spec, asked, total, display)
     beforehand.look_at_data(wholes, display)
@@ -107,6 +110,10 @@ def _say(spec: Spec, asked: Asked, total: int, display: Display) -> None:
     display.note(f"members run without {' and '.join(left_out)}; `transferctl report` makes a page of any of them")
     if any(key.startswith("target.val") for key in keys):
         display.warn("target.val is swept: scores on different validation data do not compare")
+    if SEED in keys and isinstance(spec.target.val, float):
+        display.note(
+            "seeds are repeats; as target.val is a fraction, each holds out other images: scores differ by that too"
+        )
     if asked.prune:
         display.note(
             "--prune stops a member that is not in the best third after 1, 3, 9 … epochs, before its learning rate has "
@@ -166,7 +173,7 @@ def _conclude(book: Book, specs: Specs, folder: Run, display: Display) -> None:
     }  # fmt: skip
     if fronts:
         folder.write_text(PLOT, show.drawn(asked, settings, fronts, best))
-    row = best.best
+    row = best.median
     uncertain = show.pick(best, settings, display)
     folder.summary["picked"] = {
         "member": row.member.number, "run": row.run, "settings": specs.values(row.member), **uncertain

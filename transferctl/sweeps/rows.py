@@ -121,9 +121,12 @@ class Setting:
         return statistics.fmean(found) if found else None
 
     @property
-    def best(self) -> Row:
-        """The member with the highest accuracy, then the lowest loss, then the first."""
-        return min(self.rows, key=lambda row: (*_order(row.accuracy, row.loss), row.member.number))
+    def median(self) -> Row:
+        """The member that stands for the others: in the middle by accuracy, then loss; of two in the middle the worse.
+        The best of the seeds would be the luckiest, and its score no expectation of another run's."""
+        scored = [row for row in self.rows if row.accuracy is not None] or self.rows
+        ordered = sorted(scored, key=lambda row: (*_order(row.accuracy, row.loss), row.member.number))
+        return ordered[len(ordered) // 2]
 
 
 def ranked(rows: Sequence[Row]) -> list[Setting]:
@@ -168,7 +171,7 @@ def cheapest(settings: Sequence[Setting]) -> Setting:
 
 def fronts(settings: Sequence[Setting]) -> dict[str, list[int]]:
     """Positions of complete settings that no other beats: in target and source accuracy (where there is source), in
-    target accuracy and time."""
+    target accuracy and time. One alone makes no front."""
     found = {}
     ways: dict[str, Callable[[Setting], float | None]] = {
         "source": lambda setting: setting.source,
@@ -180,7 +183,7 @@ def fronts(settings: Sequence[Setting]) -> dict[str, list[int]]:
             for i, setting in enumerate(settings)
             if setting.is_complete and setting.accuracy is not None and (value := other(setting)) is not None
         ]
-        if points:
+        if len(points) > 1:
             best = undominated([(accuracy, value) for _, accuracy, value in points])
             found[name] = [points[i][0] for i in best]
     return found

@@ -12,7 +12,7 @@ from transferctl.sweeps.book import Asked
 from transferctl.sweeps.methods import split
 from transferctl.sweeps.rows import Row, Setting, as_good, cheapest
 from transferctl.sweeps.space import SEED, Points
-from transferctl.wording import counted, printable, shortened, shown
+from transferctl.wording import counted, printable, shown
 
 SHOWN_SETTINGS = 40
 SHOWN_REASONS = 5
@@ -31,19 +31,22 @@ def plan(asked: Asked, total: int) -> str:
         f"{axis.key} ({len(axis.texts)})" if isinstance(axis, Points) else f"{axis.key} ({axis})"
         for axis in varied
     )  # fmt: skip
+    if not varied:
+        return f"sweep: {counted(total, 'member')} of {asked.verb}: one setting with {counted(len(seeds), 'seed')}"
     how = {"grid": "a grid", "random": f"{asked.trials} drawn at random (seed {asked.seed})"}
     method = how.get(asked.method, f"{asked.trials} proposed by Optuna (TPE, seed {asked.seed})")
     repeats = f", each with {counted(len(seeds), 'seed')}" if seeds != ("",) else ""
-    return f"sweep: {counted(total, 'member')} of {asked.verb}: {method} over {over or SEED}{repeats}"
+    return f"sweep: {counted(total, 'member')} of {asked.verb}: {method} over {over}{repeats}"
 
 
 def progress_line(row: Row, done: Sequence[Row], total: int) -> str:
     """done: members that have ended, this one among them."""
     words = f"member {row.member.number} ({len(done)} of {total} done): {in_words(row.member.settings)}: "
     if row.state == "failed":
-        return words + f"failed: {shortened(row.reason, 160)}"
+        return words + f"failed: {row.reason}"
     best = max((other.accuracy or 0.0 for other in done if other is not row), default=0.0)
-    mark = "; best so far" if (row.accuracy or 0.0) > best else ""
+    is_repeat = SEED in row.member.settings  # of which the best is the luckiest
+    mark = "; best so far" if (row.accuracy or 0.0) > best and not is_repeat else ""
     return words + f"{', '.join(filter(None, [_interval(row), _change(row.change), _pruned(row), _time(row)]))}{mark}"
 
 
@@ -55,9 +58,12 @@ def table(asked: Asked, settings: Sequence[Setting], fronts: Mapping[str, Sequen
     """Settings in the order of the pick's rule. settings: ranked; fronts: positions in them."""
     keys = [key for key in settings[0].values if key not in fixed(asked)] or list(settings[0].values)
     repeats = max(len(setting.rows) for setting in settings) > 1
+    is_one = repeats and len(settings) == 1
+    if is_one:  # a row a repeat tells more
+        settings, keys, repeats = [Setting((row,)) for row in settings[0].rows], [SEED], False
     columns: dict[str, Callable[[int, Setting], str]] = {
         "member": lambda i, one: _numbers(one),
-        **{_title(key): lambda i, one, key=key: _value(one.values[key]) for key in keys},  # type: ignore[misc]
+        **{_title(key): lambda i, one, key=key: _value(one.rows[0].member.settings[key]) for key in keys},  # type: ignore[misc]
         "val, %": lambda i, one: _accuracy(one, repeats),
         "source": lambda i, one: _points(one.change),
         "s": lambda i, one: _seconds(one),
@@ -69,7 +75,8 @@ def table(asked: Asked, settings: Sequence[Setting], fronts: Mapping[str, Sequen
     cells = {title: values for title, values in cells.items() if any(values)}
     how = "mean ± sd over seeds" if repeats else "95 % interval"
     source = "; source: its accuracy's change, points" if "source" in cells else ""
-    title = f"Settings by target validation accuracy ({how}), then loss{source}"
+    what, then = ("Repeats of one setting: ", "") if is_one else ("Settings by ", ", then loss")
+    title = f"{what}target validation accuracy ({how}){then}{source}"
     display.table(title, list(cells), list(zip(*cells.values(), strict=True)))
     if len(settings) > SHOWN_SETTINGS:
         display.result(f"{len(settings) - SHOWN_SETTINGS} more are in summary.json")
@@ -92,28 +99,46 @@ def pick(best: Setting, settings: Sequence[Setting], display: Display) -> dict[s
     complete = [setting for setting in settings if setting.is_complete]
     near = as_good(best, settings)
     least = cheapest([best, *near])
-    row = best.best
-    what = f"member {row.member.number} ({in_words(row.member.settings)})"
-    display.result(f"picked: {what}, {_interval(row)}, n = {row.n}")
+    row = best.median
+    member = f"member {row.member.number} ({in_words(row.member.settings)}), {_interval(row)}, n = {row.n}"
     if len(best.rows) > 1:
-        display.result(f"of its setting's {len(best.rows)} seeds, the one that is best by the same rule")
+        _repeats(best, settings, member, display)
+    else:
+        display.result(f"picked: {member}")
     if not best.is_complete:
         display.result("it is not complete: no setting has all its members finished")
-    others = f"{len(complete) - 1} other complete setting{'' if len(complete) == 2 else 's'}"
+    others = len(complete) - 1
+    if others:
+        display.result(how_sure(len(near), others))
     if near:
-        display.result(
-            f"{len(near)} of {others} cannot be told from it by validation data, as the intervals overlap; and picking "
-            "the best of many flatters it"
-        )
         is_it = "it is the cheapest of them" if least is best else f"the cheapest of them: {_cheap(least)}"
         if least.seconds is not None:
             display.result(is_it)
-    elif len(complete) > 1:
-        display.result(f"none of {others} has an interval that overlaps its own")
     return {
+        "seeds": len(best.rows), "accuracy": best.accuracy, "accuracy_sd": best.sd,
         "complete_settings": len(complete), "overlapping": len(near),
         "cheapest": {"settings": least.values, "members": [one.member.number for one in least.rows]},
     }  # fmt: skip
+
+
+def how_sure(near: int, others: int) -> str:
+    """near: how many of the other complete settings have an interval that overlaps the best's."""
+    if not near and others == 1:
+        return "the interval of the other complete setting does not overlap its own"
+    if not near:
+        return f"none of the {others} other complete settings has an interval that overlaps its own"
+    some = "all" if near == others else f"{near} of the"
+    who = "the other complete setting" if others == 1 else f"{some} {others} other complete settings"
+    why = "as the intervals overlap; and picking the best of several flatters it"
+    return f"{who} cannot be told from it by validation data, {why}"
+
+
+def _repeats(best: Setting, settings: Sequence[Setting], member: str, display: Display) -> None:
+    """Of a setting with several seeds: what they say together, and which one stands for them."""
+    scored = sum(row.accuracy is not None for row in best.rows)
+    together = f"val accuracy {_accuracy(best, repeats=True)} % (mean ± sd over {counted(scored, 'seed')})"
+    display.result(f"{f'picked: {in_words(best.values)}' if len(settings) > 1 else 'seeds are repeats'}: {together}")
+    display.result(f"it is represented by {member}: the median of its seeds, not the luckiest")
 
 
 def drawn(asked: Asked, settings: Sequence[Setting], fronts: Mapping[str, Sequence[int]], best: Setting | None) -> str:
@@ -197,7 +222,7 @@ def _reasons(settings: Sequence[Setting], display: Display) -> None:
     for row in (row for setting in settings for row in setting.rows if row.state == "failed"):
         failed.setdefault(row.reason, []).append(str(row.member.number))
     for reason, numbers in list(failed.items())[:SHOWN_REASONS]:
-        display.result(f"failed: member {shown(numbers, 5)}: {shortened(reason, 300)}")
+        display.result(f"failed: member {shown(numbers, 5)}: {reason}")
     if len(failed) > SHOWN_REASONS:
         display.result(f"{len(failed) - SHOWN_REASONS} more reasons are in summary.json")
 
