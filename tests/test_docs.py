@@ -12,9 +12,10 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from transferctl import yamlfile
+from transferctl import advise, learningcurve, rank, sweep, yamlfile
 from transferctl.cli import app
 from transferctl.errors import ExitCode
+from transferctl.sweeps import book
 from transferctl.trainsettings import SgdSettings
 
 ROOT = Path(__file__).parent.parent
@@ -127,3 +128,9 @@ def test_the_classic_recipe_trains_a_linear_2048_to_10_and_nothing_else(image_fo
     spec = yamlfile.load(ROOT / "configs" / "resnet50-classic.yaml").spec
     assert (spec.backbone.name, spec.frozen, spec.epochs) == ("resnet50", "all", 10)
     assert spec.optimizer == SgdSettings(lr=0.01, momentum=0.0)
+
+
+def test_the_run_folder_names_what_rank_sweep_and_advise_leave() -> None:
+    section = README.split("## The run folder")[1]
+    files = [rank.PLOT, f"{book.MEMBERS}/", f"{sweep.TEST}/", book.FILE, sweep.PLOT, advise.FILE, learningcurve.PLOT]
+    assert [name for name in files if name not in section] == []

@@ -187,3 +187,27 @@ def test_fronts_hold_what_nothing_beats_in_both() -> None:
     assert rows.fronts(rows.ranked(found)) == {"source": [0, 1], "time": [0, 2]}
     assert rows.undominated([(1, 1), (1, 1), (0, 2), (0, 1)]) == [0, 1, 2]
     assert rows.fronts(rows.ranked([row(1, 0.9)])) == {}
+
+
+def test_times_that_differ_by_their_noise_alone_draw_no_front() -> None:
+    alike = [row(1, 0.9, seconds=10), row(2, 0.8, seconds=9.5), row(3, 0.7, seconds=9.2)]
+    assert rows.fronts(rows.ranked(alike)) == {"time": [0]}
+    assert rows.fronts(rows.ranked([*alike, row(4, 0.6, seconds=5)])) == {"time": [0, 3]}
+    assert rows.fronts(rows.ranked([row(1, 0.9, seconds=9.5), row(2, 0.9, seconds=10)])) == {"time": [0, 1]}
+
+
+def test_the_plot_names_settings_by_their_keys_and_says_what_its_marks_are() -> None:
+    found = [
+        row(i, 0.9 - 0.1 * i, seconds=10 / i, settings={"optimizer.lr": text, "epochs": "3"})
+        for i, text in enumerate(("0.1", "0.01", "0.001"), 1)
+    ]
+    found.append(row(4, 0.3, seconds=20, settings={"optimizer.lr": "1", "epochs": "3"}))
+    asked = Asked("finetune", axes_of("optimizer.lr=0.1,0.01,0.001,1", "epochs=3"), "grid", 0, prune=False, seed=0)
+    settings = rows.ranked(found)
+    drawn = show.drawn(asked, settings, rows.fronts(settings), settings[0])
+    for text in (
+        "member 1: optimizer.lr=0.1<", "member 3: optimizer.lr=0.001<", "other settings<", "picked<",
+        "bars: 95 % interval of target validation accuracy<", "front: no other setting is better in both<",
+    ):  # fmt: skip
+        assert f">{text}" in drawn
+    assert "4: optimizer.lr=1" not in drawn  # it is on no front

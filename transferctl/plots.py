@@ -90,11 +90,13 @@ def annotated_line(axes: Any, points: Sequence[tuple[float, float]], labels: Seq
 
 @dataclass(frozen=True)
 class Point:
-    """label: short; on_front: nothing is better in both coordinates; ends: of the y interval."""
+    """name: what stands beside it; words: what the legend has of it; on_front: nothing is better in both
+    coordinates; ends: of the y interval."""
 
     x: float
     y: float
-    label: str
+    name: str
+    words: str
     on_front: bool = False
     is_picked: bool = False
     ends: tuple[float, float] | None = None
@@ -107,25 +109,59 @@ class Panel:
     y_label: str
 
 
-def trade_offs(panels: Sequence[Panel]) -> str:
-    """Side by side: each point with its interval, those on the front joined and labelled, the picked one ringed."""
-    with figure(6 * len(panels), 4.5) as drawn:
+def trade_offs(panels: Sequence[Panel], bars: str) -> str:
+    """Side by side: each point with its interval, those on the front joined and named, the picked one ringed; below,
+    what all that means. bars: what the intervals are."""
+    named = {point.name: point.words for panel in panels for point in _named(panel)}
+    with figure(max(8, 6 * len(panels)), 5.5 + 0.17 * len(named)) as drawn:
         for axes, panel in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            for point in panel.points:
-                colour = "C0" if point.on_front else "0.6"
-                if point.ends:
-                    axes.vlines(point.x, *point.ends, color=colour, alpha=0.35, linewidth=1)
-                axes.plot(point.x, point.y, marker="o", color=colour, linestyle="none", markersize=5)
-                if point.is_picked:
-                    axes.plot(point.x, point.y, "o", markersize=12, markerfacecolor="none", color="C1", label="picked")
-            front = sorted((point for point in panel.points if point.on_front), key=lambda point: (point.x, -point.y))
-            axes.plot([point.x for point in front], [point.y for point in front], color="C0", alpha=0.5, label="front")
-            for point in front[:: -(-len(front) // MOST_LABELS) or 1]:
-                is_right = 2 * point.x > front[0].x + front[-1].x
-                where: dict[str, Any] = {"xytext": (-6 if is_right else 6, 6), "ha": "right" if is_right else "left"}
-                axes.annotate(point.label, (point.x, point.y), textcoords="offset points", fontsize=8, **where)
-            axes.set(xlabel=panel.x_label, ylabel=panel.y_label)
-            axes.margins(x=0.15, y=0.1)
-            axes.grid(alpha=0.3)
-            axes.legend(fontsize=8)
+            _trade_off(axes, panel)
+        legend = _meanings(panels, bars, list(named.values()))
+        drawn.legend(handles=legend, loc="outside lower left", fontsize=8, frameon=False)
         return svg(drawn)
+
+
+def _named(panel: Panel) -> list[Point]:
+    """Those with a name beside them: the front, as far as there is room, and the picked one."""
+    front = sorted((point for point in panel.points if point.on_front), key=lambda point: (point.x, -point.y))
+    some = front[:: -(-len(front) // MOST_LABELS) or 1]
+    return some + [point for point in panel.points if point.is_picked and point not in some]
+
+
+def _trade_off(axes: Any, panel: Panel) -> None:
+    front = sorted((point.x, -point.y) for point in panel.points if point.on_front)
+    axes.plot([x for x, _ in front], [-y for _, y in front], color="C0", alpha=0.5)
+    for point in panel.points:
+        colour = "C0" if point.on_front else "0.6"
+        if point.ends:
+            axes.vlines(point.x, *point.ends, color=colour, alpha=0.35, linewidth=1)
+        axes.plot(point.x, point.y, marker="o", color=colour, linestyle="none", markersize=5)
+        if point.is_picked:
+            axes.plot(point.x, point.y, "o", markersize=12, markerfacecolor="none", color="C1")
+    paper: dict[str, Any] = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
+    rises = bool(front) and front[-1][1] < front[0][1]
+    side: dict[str, Any] = {"xytext": (-9, 9), "ha": "right"} if rises else {"xytext": (9, 9), "ha": "left"}
+    for point in _named(panel):  # beside the line, on paper, so that none runs through it
+        look = side | {"textcoords": "offset points", "fontsize": 8, "bbox": paper, "zorder": 4}
+        axes.annotate(point.name, (point.x, point.y), **look)
+    axes.set(xlabel=panel.x_label, ylabel=panel.y_label)
+    axes.margins(x=0.15, y=0.1)
+    axes.grid(alpha=0.3)
+
+
+def _meanings(panels: Sequence[Panel], bars: str, names: Sequence[str]) -> list[Any]:
+    """Of each mark that there is, an entry for the legend; then the names' words."""
+    from matplotlib.lines import Line2D
+
+    points = [point for panel in panels for point in panel.points]
+    marks: list[tuple[bool, str, dict[str, Any]]] = [
+        (True, "front: no other setting is better in both", {"color": "C0", "marker": "o", "markersize": 5}),
+        (not all(point.on_front for point in points), "other settings",
+         {"color": "0.6", "marker": "o", "markersize": 5, "linestyle": "none"}),
+        (any(point.is_picked for point in points), "picked",
+         {"color": "C1", "marker": "o", "markersize": 10, "markerfacecolor": "none", "linestyle": "none"}),
+        (any(point.ends for point in points), f"bars: {bars}",
+         {"color": "0.5", "marker": "|", "markersize": 10, "linestyle": "none"}),
+    ]  # fmt: skip
+    marks += [(True, name, {"linestyle": "none"}) for name in names]
+    return [Line2D([], [], label=label, **look) for is_there, label, look in marks if is_there]

@@ -3,6 +3,7 @@ which others may be as good, and which nothing beats in two things at once."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from transferctl.reporting import checked
 from transferctl.sweeps.space import Member
 from transferctl.wording import one_line
 
+EQUAL_TIMES = math.log(1.1)  # the same run on the same machine differs by as much
 STATES = ("finished", "pruned", "failed", "stopped", "missing")
 
 
@@ -171,25 +173,34 @@ def cheapest(settings: Sequence[Setting]) -> Setting:
 
 def fronts(settings: Sequence[Setting]) -> dict[str, list[int]]:
     """Positions of complete settings that no other beats: in target and source accuracy (where there is source), in
-    target accuracy and time. One alone makes no front."""
+    target accuracy and time. Times that differ by less than a tenth are taken for equal. One alone makes no front."""
     found = {}
-    ways: dict[str, Callable[[Setting], float | None]] = {
-        "source": lambda setting: setting.source,
-        "time": lambda setting: None if setting.seconds is None else -setting.seconds,
-    }
-    for name, other in ways.items():
+    ways: dict[str, tuple[Callable[[Setting], float | None], float]] = {
+        "source": (lambda setting: setting.source, 0.0),
+        "time": (_quickness, EQUAL_TIMES),
+    }  # fmt: skip
+    for name, (other, slack) in ways.items():
         points = [
             (i, setting.accuracy, value)
             for i, setting in enumerate(settings)
             if setting.is_complete and setting.accuracy is not None and (value := other(setting)) is not None
         ]
         if len(points) > 1:
-            best = undominated([(accuracy, value) for _, accuracy, value in points])
+            best = undominated([(accuracy, value) for _, accuracy, value in points], slack)
             found[name] = [points[i][0] for i in best]
     return found
 
 
-def undominated(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Positions of the points that no other is as good as in both coordinates and better than in one; more is
-    better."""
-    return [i for i, (a, b) in enumerate(points) if not any(c >= a and d >= b and (c, d) != (a, b) for c, d in points)]
+def _quickness(setting: Setting) -> float | None:
+    """Log of the seconds, negative: equal ratios of times are equally far apart."""
+    return None if setting.seconds is None else -math.log(max(setting.seconds, 1e-3))
+
+
+def undominated(points: Sequence[tuple[float, float]], slack: float = 0.0) -> list[int]:
+    """Positions of the points that no other is as good as in both coordinates and better than in one; more is better.
+    slack: by how much second coordinates differ that are taken for equal."""
+
+    def is_beaten(a: float, b: float) -> bool:
+        return any((c > a and d >= b - slack) or (c == a and d > b + slack) for c, d in points)
+
+    return [i for i, point in enumerate(points) if not is_beaten(*point)]

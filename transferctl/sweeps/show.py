@@ -89,9 +89,10 @@ def table(asked: Asked, settings: Sequence[Setting], fronts: Mapping[str, Sequen
 
 def explain_fronts(fronts: Mapping[str, Sequence[int]], display: Display) -> None:
     second = {"source": "source accuracy (source)", "time": "time (time)"}
+    equal = "; times within a tenth of each other count as equal" if "time" in fronts else ""
     if fronts:
         others = " or ".join(second[name] for name in fronts)
-        display.result(f"front: no other setting is better in target accuracy without being worse in {others}")
+        display.result(f"front: no other setting is better in target accuracy without being worse in {others}{equal}")
 
 
 def pick(best: Setting, settings: Sequence[Setting], display: Display) -> dict[str, Any]:
@@ -144,19 +145,20 @@ def _repeats(best: Setting, settings: Sequence[Setting], member: str, display: D
 def drawn(asked: Asked, settings: Sequence[Setting], fronts: Mapping[str, Sequence[int]], best: Setting | None) -> str:
     """sweep.svg: target against source accuracy, where there is source, and against time."""
     axes: dict[str, tuple[str, Callable[[Setting], float | None]]] = {
-        "source": ("source accuracy, %", lambda one: None if one.source is None else 100 * one.source),
-        "time": ("seconds", lambda one: one.seconds),
+        "source": ("source validation accuracy, %", lambda one: None if one.source is None else 100 * one.source),
+        "time": ("time, seconds", lambda one: one.seconds),
     }
     panels = []
     for name, on in fronts.items():
         label, value = axes[name]
         points = [
-            Point(x, 100 * one.accuracy, _short(asked, one), i in on, one is best, _ends(one))
+            Point(x, 100 * one.accuracy, _numbers(one), _varied(asked, one), i in on, one is best, _ends(one))
             for i, one in enumerate(settings)
             if (x := value(one)) is not None and one.accuracy is not None and one.is_complete
         ]
         panels.append(Panel(points, label, "target validation accuracy, %"))
-    return plots.trade_offs(panels)
+    bars = "± sd over seeds" if any(one.sd is not None for one in settings) else "95 % interval"
+    return plots.trade_offs(panels, f"{bars} of target validation accuracy")
 
 
 # -- cells ----------------------------------------------------------------------------------------------
@@ -167,8 +169,10 @@ def _title(key: str) -> str:
     return "source =" if key == "source" else key
 
 
-def _short(asked: Asked, setting: Setting) -> str:
-    return ", ".join(_value(text) for key, text in setting.values.items() if key not in fixed(asked))
+def _varied(asked: Asked, setting: Setting) -> str:
+    """With the names of what varies."""
+    varied = {key: text for key, text in setting.values.items() if key not in fixed(asked)}
+    return f"member {_numbers(setting)}: {in_words(varied)}"
 
 
 def _ends(setting: Setting) -> tuple[float, float] | None:
