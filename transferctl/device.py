@@ -87,7 +87,8 @@ def _repeat_on_cuda() -> None:
 
 def _round_on_cuda(in_tf32: bool) -> None:
     """torch computes fp32 convolutions in TF32 (10 bits of 23) unless told otherwise: who asks for fp32 gets it. On an
-    H200, three epochs from random weights ended 45 % of the weights' norm away from where those on a CPU did."""
+    H200, fine-tuning of layer4 ended 2.7 and 3.7 % of the weights' norm away from where it did on a CPU in TF32, within
+    1 % in fp32."""
     import torch
 
     torch.backends.cudnn.conv.fp32_precision = "tf32" if in_tf32 else "ieee"  # type: ignore[attr-defined]
