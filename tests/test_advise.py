@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def test_the_advised_spec_is_complete_commented_and_opens_with_its_command(
         assert yamlfile.load(file).spec == expected, "all else is as it was given, test data too"
         lines = Path(file).read_text().splitlines()
         assert lines[0] == f"# transferctl {advice['advised']['verb']} {file}"
-        assert max(map(len, lines)) <= 120
+        assert max(map(len, lines[1:])) <= 120  # a command is one line, however long its path
         assert invoke("check", file)[0] == 0
     text = " ".join((folder / "advised.yaml").read_text().replace("\n#", "").split())
     for choice in advice["choices"]:
@@ -408,7 +409,14 @@ def test_the_source_counts_where_there_is_one(spec: Path, image_folder: Any, inv
 def test_an_interrupt_leaves_what_was_found_and_says_where(folder: Path) -> None:
     command = [sys.executable, "-m", "transferctl", "advise", str(folder / "five.yaml"), "--budget", "1h"]
     command += ["--runs-dir", str(folder / "stopped"), "--json", "--set", "epochs=500"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in a shell's background ignores it
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heard,  # noqa: PLW1509
+    )
     deadline = time.monotonic() + 60
     while not list((folder / "stopped").glob("*/trials/*-finetune-given")) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -700,7 +701,8 @@ def test_ctrl_c_while_workers_still_import_shows_no_traceback(spec: Path) -> Non
     arguments = ["sweep", spec, "--over", "optimizer.lr=0.001,0.01", "--jobs", "2"]
     command = [sys.executable, "-m", "transferctl", *map(str, arguments)]
     pipes: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "start_new_session": True}
-    with subprocess.Popen(command, **pipes) as process:
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in a shell's background ignores it
+    with subprocess.Popen(command, preexec_fn=heard, **pipes) as process:  # noqa: PLW1509
         give_up = time.monotonic() + 60
         while not _workers(process.pid) and time.monotonic() < give_up:
             time.sleep(0.01)
