@@ -9,15 +9,13 @@ used for nothing, and their test accuracies side by side. Tasks: digits (embedde
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from commandline import transferctl
 
 SEEDS = (10, 11, 12)
 DIGITS = """
@@ -90,12 +88,7 @@ def measure(task: str, folder: Path, data: str, budget: str) -> None:
 
 
 def command(folder: Path, *words: object) -> dict[str, Any]:
-    line = [sys.executable, "-m", "transferctl", *map(str, words), "--runs-dir", str(folder / "runs"), "--json"]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr[-2000:])
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+    return transferctl(*words, "--runs-dir", folder / "runs")
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+from commandline import transferctl
 
 CONFIG = Path(__file__).parent.parent.parent / "configs" / "cifar10-joint.yaml"
 PLAIN = ("source.rehearsal=false", "lambda=null")
@@ -73,13 +74,13 @@ def _rows(results: Path) -> Iterator[dict[str, Any]]:
 
 def _measure(method: str, settings: Sequence[str], seed: int, out: Path, results: Path) -> None:
     words = [word for text in (*settings, f"seed={seed}") for word in ("--set", text)]
-    tuned = _transferctl("finetune", CONFIG, *words, "--runs-dir", out / "runs")
+    tuned = transferctl("finetune", CONFIG, *words, "--runs-dir", out / "runs")
     source = tuned["source"]
     row = {"method": method, "seed": seed, "target": tuned["test"]["accuracy"], "elapsed_s": tuned["elapsed_s"]}
     row |= {"source": source["after"]["accuracy"], "source_before": source["before"]["accuracy"]}
     rows = [row]
     if method == "plain":
-        curve = _transferctl(
+        curve = transferctl(
             "eval", tuned["run"], "--interpolate", "0:1:0.2", "--split", "test", "--runs-dir", out / "runs"
         )
         rows += [
@@ -90,15 +91,6 @@ def _measure(method: str, settings: Sequence[str], seed: int, out: Path, results
     with results.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     print(f"{method}, seed {seed}: target {row['target']:.4f}, source {row['source']:.4f}", file=sys.stderr)
-
-
-def _transferctl(*arguments: object) -> dict[str, Any]:
-    command = [sys.executable, "-m", "transferctl", *map(str, arguments), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
 
 
 def _summaries(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

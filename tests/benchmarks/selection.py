@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from itertools import combinations
@@ -22,6 +21,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import yaml
+from commandline import transferctl
 
 HEAD = {"backbone": {"name": "resnet18"}, "precision": "fp32", "report": False}
 TUNED = {"head_first": {"epochs": 50}, "epochs": 8, "optimizer": {"name": "sgd", "lr": 0.003}, "keep": "last"}
@@ -116,27 +116,18 @@ def _trained_here(data: Path, out: Path) -> str:
         "pretrain": {"epochs": 10},
     }  # fmt: skip
     (out / "here.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
-    return str(_transferctl("pretrain", out / "here.yaml", "--runs-dir", out / "runs")["run"])
+    return str(transferctl("pretrain", out / "here.yaml", "--runs-dir", out / "runs")["run"])
 
 
 def _ranked(spec: Path, options: list[str], out: Path) -> dict[str, Any]:
-    answer = _transferctl("rank", spec, *options, "--runs-dir", out / "runs")
+    answer = transferctl("rank", spec, *options, "--runs-dir", out / "runs")
     return {"backbones": answer["backbones"], "advice": answer["advice"]}
 
 
 def _tuned(spec: Path, weights: str, seed: int, out: Path) -> dict[str, Any]:
     chosen = ("--set", f"backbone.weights={weights}", "--set", f"seed={seed}", "--runs-dir", out / "runs")
-    answer = _transferctl("finetune", spec, *chosen)
+    answer = transferctl("finetune", spec, *chosen)
     return {"test": answer["test"]["accuracy"], "elapsed_s": answer["elapsed_s"]}
-
-
-def _transferctl(*arguments: object) -> dict[str, Any]:
-    command = [sys.executable, "-m", "transferctl", *map(str, arguments), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
 
 
 def _report(rows: Mapping[tuple[Any, ...], Any], starts: Mapping[str, str], seeds: list[int]) -> Iterator[str]:
