@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from transferctl import costs, crossvalidation, features, heads, knn, lineage, loaders, pipeline, plugins
+from transferctl import bootstrap, costs, crossvalidation, features, heads, knn, lineage, loaders, pipeline, plugins
 from transferctl.cache.cache import Cache
 from transferctl.candidates import Candidate
 from transferctl.contracts import Features, Task
@@ -45,10 +45,7 @@ class Share:
     @classmethod
     def of(cls, right: np.ndarray) -> Share:
         """right: bool [n]."""
-        from scipy.stats import binomtest
-
-        ends = binomtest(int(right.sum()), len(right)).proportion_ci(0.95, "wilson")
-        return cls(float(right.mean()), float(ends.low), float(ends.high), len(right))
+        return cls(float(right.mean()), *bootstrap.wilson(int(right.sum()), len(right)), len(right))
 
 
 @dataclass(frozen=True)

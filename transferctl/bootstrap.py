@@ -42,6 +42,14 @@ def exact_share(hits: int, n: int) -> tuple[float, float]:
     return (end, 1.0) if hits else (0.0, 1 - end)
 
 
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of Wilson (1927) for a share of n samples, of which any number are hits."""
+    from scipy.stats import binomtest  # takes a moment, which other scores need not wait for
+
+    found = binomtest(hits, n).proportion_ci(0.95, "wilson")
+    return float(found.low), float(found.high)
+
+
 def intervals(scores: Mapping[str, float], draws: Mapping[str, np.ndarray]) -> dict[str, float]:
     """name -> [B] becomes `name_low` and `name_high`, the ends of the 95 % interval: percentiles of the draws. Draws in
     which a score is not defined (NaN) do not count; a score that no draw defines, or that is the same in all, has no

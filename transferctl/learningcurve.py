@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from transferctl import baseline, crossvalidation, features, grouping, heads, paired, plots, probe, signals
+from transferctl import baseline, bootstrap, crossvalidation, features, grouping, heads, paired, plots, probe, signals
 from transferctl.budget import Clock, Forecast, Work
 from transferctl.budget import in_words as duration
 from transferctl.data import DomainData
@@ -66,10 +66,7 @@ class OutOfFold:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's, 95 %."""
-        from scipy.stats import binomtest
-
-        found = binomtest(self.hits, self.n).proportion_ci(0.95, method="wilson")
-        return float(found.low), float(found.high)
+        return bootstrap.wilson(self.hits, self.n)
 
 
 @dataclass(frozen=True)
