@@ -13,6 +13,7 @@ from transferctl import plugins
 from transferctl.wording import printable
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors")
+DEFAULT_LIBRARY = "torchvision"
 PUBLISHED_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _OF_A_LIBRARY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -56,6 +57,12 @@ def read(text: str, folders: Sequence[Path]) -> Written:
     return replace(written, path=next((place for place in places if matches(place)), places[0]))
 
 
+def split(text: str) -> tuple[str | None, str]:
+    """The library that a text begins with, LIBRARY/…, None where it names none; and the rest."""
+    library, slash, rest = text.partition("/")
+    return (library, rest) if slash and library in plugins.names("backbones") else (None, text)
+
+
 def matches(path: str) -> list[str]:
     """What a path or a pattern names, sorted; a name with * in it that is there is that file alone."""
     try:
@@ -67,12 +74,9 @@ def matches(path: str) -> list[str]:
 
 
 def _parts(text: str, folders: Sequence[Path]) -> Written:
-    library, rest = None, text
-    prefix, slash, after = text.partition("/")
-    if slash and prefix in plugins.names("backbones"):
-        library, rest = prefix, after
-        if not rest:
-            raise ValueError(f"{text!r} names no architecture; write {prefix}/NAME")
+    library, rest = split(text)
+    if not rest:
+        raise ValueError(f"{text!r} names no architecture; write {library}/NAME")
     name, colon, weights = rest.partition(":")
     is_published = weights in ("none", "source") or bool(PUBLISHED_NAME.fullmatch(weights))
     if colon and _NAME.fullmatch(name):

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transferctl import backbonetext, checkpoint, jsontext, plugins
-from transferctl.backbonetext import WEIGHTS_SUFFIXES, Written
+from transferctl.backbonetext import DEFAULT_LIBRARY, WEIGHTS_SUFFIXES, Written
 from transferctl.errors import Problem, SpecError
 from transferctl.spec import BackboneSettings, Spec, WeightsFile
 from transferctl.wording import counted, printable, shown
 
-DEFAULT_LIBRARY: str = BackboneSettings.model_fields["library"].default
 _STAMP = re.compile(r"\d{8}-\d{6}-(?=.)")  # of a run folder's name
 
 

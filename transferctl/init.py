@@ -10,7 +10,8 @@ from typing import Any
 import torch
 import yaml
 
-from transferctl import checkpoint, firstspec, imagefolder, plugins, runs, yamlfile
+from transferctl import backbonetext, checkpoint, firstspec, imagefolder, plugins, runs, yamlfile
+from transferctl.backbonetext import DEFAULT_LIBRARY
 from transferctl.display import Display
 from transferctl.errors import Problem, SpecError, from_os_error
 from transferctl.firstspec import Network
@@ -19,7 +20,7 @@ from transferctl.spec import PUBLISHED_NAME
 from transferctl.speccomments import quoted
 from transferctl.wording import printable
 
-LIBRARY, DEFAULT = "torchvision", "resnet18"
+DEFAULT = "resnet18"
 
 
 def run(
@@ -69,8 +70,8 @@ def _network(name: str | None, weights: str) -> Network:
     if not is_published and checkpoint.is_run(path := Path(weights).expanduser()):
         return _of_run(name, path)
     written = name or DEFAULT
-    library, name = _parts(written)
-    plugin = plugins.load("backbones", library)
+    library, name = backbonetext.split(written)
+    plugin = plugins.load("backbones", library or DEFAULT_LIBRARY)
     try:
         asked = plugin.published_preprocessing(name, weights) if is_published else plugin.default_preprocessing(name)
     except SpecError as error:
@@ -82,17 +83,11 @@ def _network(name: str | None, weights: str) -> Network:
     return Network(written, weights, False, asked.resize, asked.crop, _stages(plugin, name, asked.crop))
 
 
-def _parts(written: str) -> tuple[str, str]:
-    """Library and name, as specs have them in one text: resnet18, timm/vit_small_patch14_dinov2."""
-    library, slash, name = written.partition("/")
-    return (library, name) if slash and library in plugins.names("backbones") else (LIBRARY, written)
-
-
 def _of_run(name: str | None, run: Path) -> Network:
     """As its best checkpoint says, and as a spec that names the run gets it."""
     saved = checkpoint.load(run)
     asked, library, architecture = preprocessing_of(saved), saved.manifest["library"], saved.manifest["architecture"]
-    its_name = str(architecture if library == LIBRARY else f"{library}/{architecture}")
+    its_name = str(architecture if library == DEFAULT_LIBRARY else f"{library}/{architecture}")
     if name not in (None, its_name):
         message = f"the run of --weights holds a {printable(its_name)}; leave --backbone out"
         raise SpecError([Problem("", message, f"--backbone {name}")])

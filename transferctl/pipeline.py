@@ -25,7 +25,7 @@ from transferctl import (
     weights,
     yamlfile,
 )
-from transferctl.candidates import DEFAULT_LIBRARY
+from transferctl.backbonetext import DEFAULT_LIBRARY
 from transferctl.contracts import Task
 from transferctl.data import DomainData, Split
 from transferctl.device import Compute

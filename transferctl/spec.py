@@ -56,7 +56,7 @@ def _weights_shorthand(value: Any) -> Any:
 
 class BackboneSettings(Settings):
     library: Literal[tuple(plugins.names("backbones"))] = Field(  # type: ignore[valid-type]
-        "torchvision", description="Where the architecture comes from."
+        backbonetext.DEFAULT_LIBRARY, description="Where the architecture comes from."
     )
     name: Text = Field(
         description="Architecture, by the library's name: resnet18, vgg16_bn, vit_b_16 …; another library's "
@@ -77,8 +77,8 @@ def _backbone_shorthand(value: Any) -> Any:
     """A bare name; LIBRARY/NAME stands for both, unless `library` is there."""
     value = {"name": value} if isinstance(value, str) else as_mapping(value, "a name or a mapping with `name`")
     if isinstance(value, dict) and isinstance(value.get("name"), str) and "library" not in value:
-        library, slash, name = value["name"].partition("/")
-        if slash and library in plugins.names("backbones"):
+        library, name = backbonetext.split(value["name"])
+        if library:
             return {**value, "library": library, "name": name}
     return value
 
